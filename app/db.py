@@ -1,0 +1,121 @@
+"""Reading a study file: one read-only connection a file, one cursor a request, a time limit on both.
+
+The pipeline replaces the file while pages are being read. A connection goes on showing the old content, so
+each request first looks whether the file is still the one that is open.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import duckdb
+
+from app.errors import PageError, damaged, timed_out
+
+Row: TypeAlias = dict[str, Any]
+Signature: TypeAlias = tuple[int, int, int]
+
+
+class Reader:
+    """Runs the queries of one request; raises PageError when the time is up or the file is no study."""
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection, file: str, seconds: float) -> None:
+        self._cursor, self._file, self._seconds = cursor, file, seconds
+        self._deadline = time.monotonic() + seconds
+
+    def rows(self, sql: str, parameters: Sequence[object] = ()) -> list[Row]:
+        """All rows of a query, as dictionaries."""
+        if time.monotonic() >= self._deadline:
+            raise timed_out(self._seconds)
+        try:
+            result = self._cursor.execute(sql, list(parameters))
+            names = [column[0] for column in result.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+        except duckdb.InterruptException as error:
+            raise timed_out(self._seconds) from error
+        except (duckdb.CatalogException, duckdb.BinderException, duckdb.IOException) as error:
+            raise damaged(self._file, first_line(error)) from error
+
+    def row(self, sql: str, parameters: Sequence[object] = ()) -> Row | None:
+        """The first row of a query, or None."""
+        found = self.rows(sql, parameters)
+        return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class _Open:
+    signature: Signature
+    connection: duckdb.DuckDBPyConnection
+
+
+class Database:
+    """The open study files of one server."""
+
+    def __init__(self, query_seconds: float) -> None:
+        self._seconds = query_seconds
+        self._open: dict[Path, _Open] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def reading(self, path: Path) -> Iterator[Reader]:
+        """A reader of what the file holds now, good for one request."""
+        with self._connection(path).cursor() as cursor:
+            cursor.execute("USE study")
+            alarm = threading.Timer(self._seconds, cursor.interrupt)
+            alarm.daemon = True
+            alarm.start()
+            try:
+                yield Reader(cursor, path.name, self._seconds)
+            finally:
+                alarm.cancel()
+
+    def close(self) -> None:
+        """Close every file."""
+        with self._lock:
+            for entry in self._open.values():
+                entry.connection.close()
+            self._open.clear()
+
+    def _connection(self, path: Path) -> duckdb.DuckDBPyConnection:
+        signature = _signature(path)
+        with self._lock:
+            entry = self._open.get(path)
+            if entry is None or entry.signature != signature:
+                # The old connection is dropped, not closed: requests under way hold cursors on it.
+                entry = self._open[path] = _Open(signature, _attach(path))
+            return entry.connection
+
+
+def _signature(path: Path) -> Signature:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise PageError(404, "This study is gone", f"{path.name} is no longer there.", "Choose another.") from error
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _attach(path: Path) -> duckdb.DuckDBPyConnection:
+    # duckdb.connect(path) would hand back the instance that still shows the replaced file, because DuckDB
+    # keeps one instance a path; an in-memory instance that attaches the file is always a new one.
+    connection = duckdb.connect(":memory:")
+    quoted = str(path).replace("'", "''")
+    try:
+        connection.execute(f"ATTACH '{quoted}' AS study (READ_ONLY, TYPE duckdb)")
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+    except duckdb.Error as error:
+        connection.close()
+        raise damaged(path.name, first_line(error)) from error
+    return connection
+
+
+def first_line(error: Exception) -> str:
+    """What DuckDB says, without paths, hints and positions."""
+    line = str(error).splitlines()[0]
+    if "not a valid DuckDB database" in line:
+        return "it is not a DuckDB database."
+    return line.split("Error: ", 1)[-1].rstrip(".!") + "."

@@ -1,0 +1,67 @@
+"""Everything that can go wrong on a page, as one shape: a status, a headline, a sentence, and what there is instead."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+
+class ServeError(Exception):
+    """The server cannot start: one sentence that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A link off an error page."""
+
+    label: str
+    path: str
+
+
+@dataclass
+class PageError(Exception):
+    """A page that cannot be shown; `advice` says what to do, `ways` are links to what there is."""
+
+    status: int
+    title: str
+    message: str
+    advice: str = ""
+    ways: Sequence[Way] = field(default_factory=tuple)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def not_found(what: str, asked: object, known: Iterable[object], ways: Sequence[Way] = ()) -> PageError:
+    """404: `what` (such as 'variant'), the value asked for, and the values there are."""
+    return PageError(404, f"No such {what}", f"There is no {what} “{asked}”.", f"There is: {_listed(known)}.", ways)
+
+
+def bad_request(name: str, value: object, allowed: Iterable[object] | str) -> PageError:
+    """400: the query parameter, the value found, and what it may be."""
+    listed = allowed if isinstance(allowed, str) else f"one of: {_listed(allowed)}"
+    return PageError(400, "That address does not work", f"{name} is “{value}”.", f"It may be {listed}.")
+
+
+def damaged(file: str, reason: str) -> PageError:
+    """500: a study file that is no study."""
+    return PageError(
+        500,
+        "This study cannot be read",
+        f"{file} is damaged or no study file: {reason}",
+        "Run the study again to write the file anew; other studies are not affected.",
+    )
+
+
+def timed_out(seconds: float) -> PageError:
+    """503: the page's queries ran into the time limit."""
+    return PageError(
+        503,
+        "That took too long",
+        f"The queries behind this page were stopped after {seconds:g} seconds.",
+        "Filter to fewer latents, try again when the machine is less busy, or raise LINEUP_QUERY_SECONDS.",
+    )
+
+
+def _listed(values: Iterable[object], most: int = 40) -> str:
+    items = [str(value) for value in values]
+    more = f" … and {len(items) - most:,} more" if len(items) > most else ""
+    return (", ".join(items[:most]) + more) or "nothing yet"

@@ -1,0 +1,101 @@
+"""Rows that have a name: what `app.queries` hands out, and what it is asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+OPERATORS = (">=", "<=", ">", "<", "=")
+
+SCORE_STATES = {
+    "pending": "not scored yet",
+    "scored": "scored",
+    "dead": "dead, so not scored",
+    "too_few_contexts": "too few activating contexts to score",
+    "no_non_activating_contexts": "active in every context, so nothing to score it against",
+}
+"""What a latent's state of scoring means, in words."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of `variants`."""
+
+    variant: str
+    position: int
+    label: str
+    description: str
+    is_trained: bool
+    seed: int
+
+    @property
+    def colour(self) -> str:
+        """The class that carries the variant's colour, the same on every page."""
+        return f"v{self.position % 8}"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of `metrics`: what a number means."""
+
+    metric: str
+    level: str
+    position: int
+    label: str
+    unit: str
+    description: str
+    higher_is_better: bool | None
+    scale: str
+    lower: float | None
+    upper: float | None
+
+
+@dataclass(frozen=True)
+class Sae:
+    """A row of `saes`."""
+
+    sae: int
+    model: str
+    variant: str
+    layer: int
+    hook_name: str
+    architecture: str
+    d_in: int
+    d_sae: int
+    k: int
+    seed: int
+    training_steps: int
+    training_tokens: int
+    collected_tokens: int
+    normalisation: float
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A filter: a column, an operator of `OPERATORS`, a number."""
+
+    column: str
+    operator: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.column}{self.operator}{self.value:g}"
+
+
+@dataclass(frozen=True)
+class Order:
+    """A column and a direction."""
+
+    column: str
+    descending: bool
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which latents of an SAE a list shows."""
+
+    sae: int
+    conditions: Sequence[Condition] = ()
+    state: str | None = None
+    score_state: str | None = None
+    text: str = ""

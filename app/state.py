@@ -1,0 +1,144 @@
+"""What an address says: query parameters of each page, checked; and addresses with some of them changed."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+from urllib.parse import quote, urlencode
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app import queries
+from app.errors import bad_request
+from app.records import OPERATORS, SCORE_STATES, Condition, Order, Sae
+from app.studies import Study, StudyPendingError
+
+Number = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Link = Callable[..., str]
+
+_CONDITION = re.compile(r"\s*(\w+)\s*(>=|<=|>|<|=)\s*(\S+)\s*")
+
+
+class Query(BaseModel):
+    """Query parameters; an empty one counts as absent, so that plain forms work."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return {key: value for key, value in data.items() if value not in ("", [], [""])}
+
+
+class Ordered(Query):
+    """A choice of order over latents."""
+
+    sort: str | None = None
+    order: Literal["asc", "desc"] | None = None
+
+
+class ListQuery(Ordered):
+    """The list of latents."""
+
+    variant: str | None = None
+    layer: Number | None = None
+    state: Literal["alive", "dead"] | None = None
+    score_state: Annotated[str, Field(max_length=200)] | None = None
+    q: Annotated[str, Field(max_length=200)] = ""
+    page: Annotated[int, Field(ge=1, le=100_000)] = 1
+    where: list[str] = []
+    metric: str | None = None
+    op: Literal[">=", "<=", ">", "<", "="] = ">="
+    value: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+
+class CompareQuery(Ordered):
+    """Two variants' latents side by side."""
+
+    left: str | None = None
+    right: str | None = None
+    layer: Number | None = None
+    left_latent: Number | None = None
+    right_latent: Number | None = None
+    pair: Literal["rank", "match"] = "rank"
+    scale: Literal["shared", "own"] = "shared"
+    show: Literal["top", "quantile", "non_activating"] = "top"
+
+
+class PlotQuery(Query):
+    """The plots: the statistic whose distribution is drawn, and the two of the scatter plot."""
+
+    metric: str | None = None
+    x: str | None = None
+    y: str | None = None
+
+
+def conditions(study: Study, query: ListQuery) -> list[Condition]:
+    """The filters of a list, with the one that its form adds; raises a 400 for what is no filter."""
+    texts = list(query.where)
+    if query.metric and query.value is not None:
+        texts.append(f"{query.metric}{query.op}{query.value!r}")
+    found: dict[str, Condition] = {}
+    for text in texts:
+        condition = _condition(study, text)
+        found[str(condition)] = condition
+    return list(found.values())
+
+
+def score_state(study: Study, query: ListQuery) -> str | None:
+    """The state of scoring that a list is filtered by; raises a 400 for one that no latent can be in."""
+    known = dict.fromkeys((*SCORE_STATES, *(row["score_state"] for row in queries.score_states(study.reader))))
+    if query.score_state is not None and query.score_state not in known:
+        raise bad_request("score_state", query.score_state, known)
+    return query.score_state
+
+
+def _condition(study: Study, text: str) -> Condition:
+    parts = _CONDITION.fullmatch(text)
+    shape = f"a statistic, one of {' '.join(OPERATORS)}, and a number, such as density>0.001"
+    if parts is None:
+        raise bad_request("where", text, shape)
+    try:
+        value = float(parts[3])
+    except ValueError as error:
+        raise bad_request("where", text, shape) from error
+    return Condition(study.statistic(parts[1], "where").metric, parts[2], value)
+
+
+def order_of(study: Study, query: Ordered, default: str | None = None) -> Order:
+    """The order that an address asks for, or the default: best scores first, else the most active first."""
+    names = [metric.metric for metric in study.statistics]
+    sort = query.sort or default or next((name for name in ("detection_auroc", "density") if name in names), "latent")
+    if sort == "latent":
+        return Order("latent", query.order == "desc")
+    metric = study.statistic(sort)
+    descending = metric.higher_is_better is not False if query.order is None else query.order == "desc"
+    return Order(metric.metric, descending)
+
+
+def sae_of(study: Study, variant: str | None, layer: int | None) -> Sae:
+    """The SAE that an address asks for; the trained variant's first where it leaves that open. Raises a 404."""
+    if not study.saes:
+        raise StudyPendingError(study.entry)
+    trained = sorted(study.saes, key=lambda sae: not study.variant(sae.variant).is_trained)
+    name = variant or next((sae.variant for sae in trained if layer in (None, sae.layer)), trained[0].variant)
+    known = study.variant(name)
+    layers = study.layers_of(known.variant)
+    return study.sae(name, layer if layer is not None else (layers or [0])[0])
+
+
+def linker(path: str, state: Mapping[str, Any]) -> Link:
+    """A function that gives the page's address with some parameters changed; None takes one away."""
+
+    def link(**changes: Any) -> str:
+        merged = {**state, **changes}
+        kept = {key: value for key, value in merged.items() if value not in (None, "", [], ())}
+        return f"{path}?{urlencode(kept, doseq=True, safe=':')}" if kept else path
+
+    return link
+
+
+def study_path(base: str, study: str, rest: str = "") -> str:
+    """The address of a page of a study."""
+    return f"{base}/s/{quote(study, safe='')}{rest}"

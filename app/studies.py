@@ -1,0 +1,175 @@
+"""Finds the studies under the paths that the server was given, and opens one for a request."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import quote
+
+from app import queries
+from app.db import Database, Reader, Row
+from app.errors import Way, bad_request, damaged, not_found
+from app.progress import Progress, read_progress
+from app.records import Metric, Sae, Variant
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A study that was found: its file, once there is one, and its progress, while there is any."""
+
+    name: str
+    path: Path | None
+    progress: Progress | None
+
+    @property
+    def building(self) -> bool:
+        """Whether the study is being built, was stopped, or failed."""
+        return self.progress is not None and self.progress.building
+
+
+class StudyPendingError(Exception):
+    """The study has no file yet, only progress."""
+
+    def __init__(self, entry: Entry) -> None:
+        super().__init__(entry.name)
+        self.entry = entry
+
+
+def find_entries(paths: Iterable[Path]) -> list[Entry]:
+    """Look for studies now: files as given, and what lies directly in folders; sorted by name within a folder."""
+    found: dict[str, Entry] = {}
+    for path in paths:
+        for file, folder in _candidates(path):
+            entry = _entry(file, folder)
+            if entry is not None:
+                name = _free_name(entry.name, found)
+                found[name] = Entry(name, entry.path, entry.progress)
+    return list(found.values())
+
+
+def _candidates(path: Path) -> list[tuple[Path, Path]]:
+    if path.suffix == ".duckdb":
+        return [(path, path.with_suffix(""))]
+    try:
+        children = sorted(path.iterdir())
+    except OSError:
+        return []
+    stems = {child.stem: None for child in children if child.suffix == ".duckdb"}
+    stems |= {child.name: None for child in children if (child / "progress.json").is_file()}
+    return [(path / f"{stem}.duckdb", path / stem) for stem in sorted(stems)]
+
+
+def _entry(file: Path, folder: Path) -> Entry | None:
+    there = file.is_file()
+    progress = read_progress(folder / "progress.json")
+    return Entry(file.stem, file if there else None, progress) if there or progress else None
+
+
+def _free_name(name: str, taken: dict[str, Entry]) -> str:
+    numbered = (f"{name}-{number}" for number in range(2, len(taken) + 3))
+    return name if name not in taken else next(free for free in numbered if free not in taken)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that is open for one request: what every page needs of it."""
+
+    entry: Entry
+    reader: Reader
+    row: Row
+
+    @property
+    def name(self) -> str:
+        """The name in the address."""
+        return self.entry.name
+
+    @cached_property
+    def variants(self) -> list[Variant]:
+        """All variants of the study, whether their SAEs are there yet or not."""
+        return queries.variants(self.reader)
+
+    @cached_property
+    def saes(self) -> list[Sae]:
+        """The SAEs that are there."""
+        return queries.saes(self.reader)
+
+    @cached_property
+    def metrics(self) -> list[Metric]:
+        """The metrics of SAEs, in order."""
+        return [metric for metric in queries.metrics(self.reader) if metric.level == "sae"]
+
+    @cached_property
+    def statistics(self) -> list[Metric]:
+        """The statistics of latents, in order: those that are columns of the file."""
+        columns = queries.latent_columns(self.reader)
+        return [m for m in queries.metrics(self.reader) if m.level == "latent" and m.metric in columns]
+
+    @cached_property
+    def layers(self) -> list[int]:
+        """The layers that have an SAE."""
+        return sorted({sae.layer for sae in self.saes})
+
+    def variant(self, name: str) -> Variant:
+        """A variant by name; raises a 404."""
+        for variant in self.variants:
+            if variant.variant == name:
+                return variant
+        raise not_found("variant", name, [v.variant for v in self.variants])
+
+    def sae(self, variant: str, layer: int) -> Sae:
+        """The SAE of a variant at a layer; raises a 404."""
+        known = self.variant(variant)
+        for sae in self.saes:
+            if (sae.variant, sae.layer) == (known.variant, layer):
+                return sae
+        ways = [Way("Overview", f"/s/{quote(self.name, safe='')}")]
+        raise not_found(f"SAE of variant “{known.label}” at layer", layer, self.layers_of(variant), ways)
+
+    def layers_of(self, variant: str) -> list[int]:
+        """The layers at which a variant has an SAE."""
+        return sorted({sae.layer for sae in self.saes if sae.variant == variant})
+
+    def statistic(self, name: str, parameter: str = "sort") -> Metric:
+        """A statistic by name; raises a 400 that names the query parameter."""
+        for metric in self.statistics:
+            if metric.metric == name:
+                return metric
+        raise bad_request(parameter, name, [metric.metric for metric in self.statistics])
+
+
+class Studies:
+    """All studies of one server."""
+
+    def __init__(self, paths: Iterable[Path], query_seconds: float) -> None:
+        self._paths = tuple(path.absolute() for path in paths)
+        self.database = Database(query_seconds)
+
+    def entries(self) -> list[Entry]:
+        """What there is now."""
+        return find_entries(self._paths)
+
+    def entry(self, name: str) -> Entry:
+        """A study by name; raises a 404."""
+        entries = self.entries()
+        for entry in entries:
+            if entry.name == name:
+                return entry
+        raise not_found("study", name, [entry.name for entry in entries], [Way("All studies", "/")])
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[Study]:
+        """Open a study for one request; raises StudyPendingError while it has no file, or a PageError."""
+        with self.reading(self.entry(name)) as study:
+            yield study
+
+    @contextmanager
+    def reading(self, entry: Entry) -> Iterator[Study]:
+        """Open what `entries` found."""
+        if entry.path is None:
+            raise StudyPendingError(entry)
+        with self.database.reading(entry.path) as reader:
+            row = queries.study(reader)
+            if row is None:
+                raise damaged(entry.path.name, "its table `study` is empty.")
+            yield Study(entry, reader, row)

@@ -1,0 +1,151 @@
+"""The command line, `lineup`: words come in, studies are run and served; errors are one sentence and exit status 2."""
+
+import argparse
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from pipeline.errors import LineupError
+
+DEMO = Path(__file__).resolve().parent.parent / "studies" / "demo.yaml"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except LineupError as error:
+        _say(f"lineup: {error}", sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        _say("\nlineup: stopped; the same command goes on from here.", sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lineup", description="SAE latents of trained and randomised transformers, side by side."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="run a study, or what is missing of it")
+    run.add_argument("study", type=Path, metavar="STUDY.yaml")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the study file, as in sae.k=16"
+    )
+    run.add_argument("--runs", type=Path, default=Path("runs"), help="folder for databases and artefacts (runs)")
+    run.set_defaults(command=_run)
+    serve = commands.add_parser("serve", help="show studies in the browser")
+    serve.add_argument("paths", type=Path, nargs="*", metavar="PATH", help="study files or folders of them (runs)")
+    _address(serve)
+    serve.set_defaults(command=_serve)
+    demo = commands.add_parser("demo", help="run the demo study and show it while it is being built")
+    demo.add_argument("--runs", type=Path, default=Path("runs"), help="folder for databases and artefacts (runs)")
+    _address(demo)
+    demo.set_defaults(command=_demo)
+    show = commands.add_parser("show", help="list what there is")
+    show.add_argument("what", choices=sorted(LISTS))
+    show.set_defaults(command=_show)
+    return parser
+
+
+def _address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on (8000)")
+
+
+def _run(options: argparse.Namespace) -> None:
+    from pipeline.config import load_study
+
+    study = load_study(options.study, tuple(options.set))
+    _need_pipeline()
+    _quieten()
+    from pipeline.study import run_study
+
+    database = run_study(study, options.runs)
+    _say(f"complete: {database}   (lineup serve {database})")
+
+
+def _need_pipeline() -> None:
+    missing = [name for name in ("torch", "sae_lens", "transformer_lens") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise LineupError(
+            f"Running a study needs {', '.join(missing)}, not installed here: pip install 'latent-lineup[pipeline]'."
+        )
+
+
+def _quieten() -> None:
+    """Libraries that report to someone else's dashboards, or draw bars of their own, keep still."""
+    os.environ.setdefault("WANDB_MODE", "disabled")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def _serve(options: argparse.Namespace) -> None:
+    _dashboard(options, tuple(options.paths) or None)
+
+
+def _dashboard(options: argparse.Namespace, paths: tuple[Path, ...] | None) -> None:
+    from app.errors import ServeError
+    from app.main import serve
+    from app.settings import Settings
+
+    given = {"host": options.host, "port": options.port, "paths": paths}
+    try:
+        serve(Settings(**{name: value for name, value in given.items() if value is not None}))
+    except ServeError as error:
+        raise LineupError(str(error)) from error
+
+
+def _demo(options: argparse.Namespace) -> None:
+    _need_pipeline()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pipeline", "run", str(DEMO), "--runs", str(options.runs)]
+    study = subprocess.Popen(command)
+    try:
+        _dashboard(options, (options.runs,))
+    finally:
+        if study.poll() is None:
+            study.send_signal(signal.SIGINT)
+            study.wait()
+
+
+def _show(options: argparse.Namespace) -> None:
+    _need_pipeline()
+    for name, description in LISTS[options.what]():
+        _say(f"{name}\n    {description}")
+
+
+def _variants() -> list[tuple[str, str]]:
+    from pipeline.variants import VARIANTS
+
+    return [(row.name, row.description) for row in VARIANTS.values()]
+
+
+def _metrics() -> list[tuple[str, str]]:
+    from pipeline.metrics import METRICS
+
+    return [(row.name, f"{row.label}, of the {row.level}. {row.description}") for row in METRICS]
+
+
+def _scorers() -> list[tuple[str, str]]:
+    from pipeline.autointerp import EXPLAINERS, SCORERS
+
+    explainers = [(f"explainer {row.name}", row.description) for row in EXPLAINERS.values()]
+    return explainers + [(f"scorer {row.name}", row.description) for row in SCORERS.values()]
+
+
+LISTS = {"variants": _variants, "metrics": _metrics, "scorers": _scorers}
+
+
+def _say(text: str, stream: TextIO | None = None) -> None:
+    print(text, file=stream or sys.stdout)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

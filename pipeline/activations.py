@@ -1,0 +1,141 @@
+"""Runs a variant once over the corpus: sequences come in, the activations of every hook point go out, in files."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipeline.hardware import Compute
+from pipeline.progress import Advance
+from pipeline.seeds import torch_generator
+from pipeline.variants import VariantModel
+
+SEQUENCES_IN_FILE = 64
+SEQUENCES_IN_BATCH = 8
+OUTLIER = 10.0
+"""A token is dropped when its norm exceeds this many times the median norm of its hook point."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What one hook point gives the SAE: the tokens that are kept, by one rule for every variant."""
+
+    values: Float[Tensor, "token d_in"]
+    token: Int[Tensor, " token"]
+    """Where each row stands in the flattened corpus, ascending."""
+    dropped_share: float
+    """Share of the corpus' tokens that is dropped: first positions, and outliers of the norm."""
+    outliers: int
+    """Tokens, beyond the first positions, whose norm exceeds `OUTLIER` times the median."""
+    limit: float
+    """The norm from which a token is an outlier."""
+
+
+class _Stop(Exception):  # noqa: N818 (no error: the highest layer has been reached)
+    pass
+
+
+def run_variant(
+    variant: VariantModel,
+    sequences: Int[Tensor, "sequence position"],
+    layers: Sequence[int],
+    drop_positions: int,
+    seed: int,
+    compute: Compute,
+    folder: Path,
+    advance: Advance,
+) -> int:
+    """Write the activations of all layers to `folder`, in one pass that stops after the highest layer.
+
+    A file holds `SEQUENCES_IN_FILE` sequences and depends on nothing but its number, so files that an interrupted run
+    left are kept. Returns the number of tokens. The Hugging Face model runs as it is: TransformerLens' bridge computes
+    the same, with an attention that can be hooked everywhere and takes a third longer.
+    """
+    variant.model.to(compute.device)
+    files = list(sequences.split(SEQUENCES_IN_FILE))
+    for number, part in enumerate(files):
+        path = folder / f"{number:06d}.safetensors"
+        if not path.exists():
+            generator = torch_generator(seed, "noise", number)
+            save_whole(_run(variant, part, layers, drop_positions, generator, compute), path)
+        advance(min((number + 1) * SEQUENCES_IN_FILE, len(sequences)) * sequences.shape[1], sequences.numel())
+    return sequences.numel()
+
+
+def blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The model's blocks: the first list of modules that has one for each layer.
+
+    The output of block L is TransformerLens' `blocks.L.hook_resid_post` (a test compares them by architecture).
+    """
+    layers = model.config.num_hidden_layers
+    return next(module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == layers)
+
+
+def save_whole(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file so that it exists only when it is complete."""
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial)
+    partial.replace(path)
+
+
+def _run(
+    variant: VariantModel,
+    sequences: Tensor,
+    layers: Sequence[int],
+    drop_positions: int,
+    generator: torch.Generator,
+    compute: Compute,
+) -> dict[str, Tensor]:
+    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+
+    def keep(layer: int) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_block: nn.Module, _arguments: Any, output: Any) -> None:
+            value = output if isinstance(output, Tensor) else output[0]
+            found[layer].append(value[:, drop_positions:].float().cpu())
+            if layer == max(layers):
+                raise _Stop
+
+        return hook
+
+    noise = variant.noise.active(generator) if variant.noise else nullcontext()
+    with ExitStack() as hooks, torch.inference_mode(), compute.autocast(), noise:
+        for layer in layers:
+            handle = blocks(variant.model)[layer].register_forward_hook(keep(layer))
+            hooks.callback(handle.remove)
+        for batch in sequences.split(SEQUENCES_IN_BATCH):
+            with suppress(_Stop):
+                variant.model(batch.to(compute.device), use_cache=False)
+    return {str(layer): torch.cat(parts) for layer, parts in found.items()}
+
+
+def load(folder: Path, layer: int, drop_positions: int) -> Activations:
+    """Read one hook point's activations and drop the outliers of the norm."""
+    values = torch.cat(list(_parts(folder, layer)))
+    sequence, position, d_in = values.shape
+    values = values.reshape(-1, d_in)
+    norms = torch.cat([part.norm(dim=-1) for part in values.split(16_384)])
+    limit = OUTLIER * float(norms.median())
+    kept: Bool[Tensor, " token"] = norms <= limit
+    place = torch.arange(sequence * (position + drop_positions)).view(sequence, -1)[:, drop_positions:].reshape(-1)
+    outliers = int((~kept).sum())
+    return Activations(
+        values=values if outliers == 0 else values[kept],
+        token=place[kept],
+        dropped_share=1 - int(kept.sum()) / (sequence * (position + drop_positions)),
+        outliers=outliers,
+        limit=limit,
+    )
+
+
+def _parts(folder: Path, layer: int) -> Iterator[Tensor]:
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            yield file.get_tensor(str(layer))

@@ -1,0 +1,94 @@
+"""Scores explanations: how they rate the scorer's half of the examples comes in, AUROC and balanced accuracy go out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+
+from pipeline.autointerp.examples import Examples
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Rated:
+    """What a scorer asks: for each example the probability that the explanation gives to 'yes', and the truth."""
+
+    latent: NDArray[np.int64]
+    yes: Floats
+    truth: NDArray[np.bool_]
+
+
+def detection(examples: Examples, probabilities: Float[Floats, "example position"], _seed: int) -> Rated:
+    """Does this context activate the latent? Yes as far as its likeliest token does."""
+    return Rated(examples.latent, probabilities.max(axis=1), examples.active)
+
+
+def fuzzing(examples: Examples, probabilities: Float[Floats, "example position"], seed: int) -> Rated:
+    """Are the marked tokens the ones that activate it? Yes as far as they do on average.
+
+    In activating contexts the truly active tokens are marked; in silent ones as many random tokens as in one of the
+    latent's activating contexts.
+    """
+    marked = examples.marked | _random_marks(examples, seed)
+    yes = np.where(marked, probabilities, 0).sum(axis=1) / np.maximum(marked.sum(axis=1), 1)
+    return Rated(examples.latent, yes, examples.active)
+
+
+def _random_marks(examples: Examples, seed: int) -> Bool[NDArray[np.bool_], "example position"]:
+    """Random marks for the silent examples, each with as many as one of the latent's activating examples has."""
+    silent, active = np.flatnonzero(~examples.active), np.flatnonzero(examples.active)
+    active = active[np.argsort(examples.latent[active], kind="stable")]
+    owners = examples.latent[active]
+    begin = np.searchsorted(owners, examples.latent[silent])
+    size = np.searchsorted(owners, examples.latent[silent], side="right") - begin
+    turn = np.arange(len(silent)) - np.searchsorted(examples.latent[silent], examples.latent[silent])
+    number = examples.marked[active[begin + turn % size]].sum(axis=1)
+    draws = np.random.default_rng(seed).random((len(silent), examples.tokens.shape[1]))
+    marks = np.zeros_like(examples.marked)
+    marks[silent] = draws.argsort(axis=1).argsort(axis=1) < number[:, None]
+    return marks
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One scorer's verdict on each latent that has examples; parallel arrays."""
+
+    latent: NDArray[np.int64]
+    auroc: Floats
+    balanced_accuracy: Floats
+    positives: NDArray[np.int64]
+    negatives: NDArray[np.int64]
+
+
+def score(rated: Rated) -> Scores:
+    """AUROC as the share of (positive, negative) pairs in the right order, ties half; balanced accuracy at 0.5."""
+    latents, owner = np.unique(rated.latent, return_inverse=True)
+    positives = np.bincount(owner, weights=rated.truth, minlength=len(latents))
+    negatives = np.bincount(owner, minlength=len(latents)) - positives
+    ranks = _midranks(owner, rated.yes)
+    above = np.bincount(owner, weights=ranks * rated.truth, minlength=len(latents)) - positives * (positives + 1) / 2
+    said_yes = rated.yes >= 0.5
+    sensitivity = np.bincount(owner, weights=said_yes & rated.truth, minlength=len(latents)) / positives
+    specificity = np.bincount(owner, weights=~said_yes & ~rated.truth, minlength=len(latents)) / negatives
+    return Scores(
+        latents,
+        above / (positives * negatives),
+        (sensitivity + specificity) / 2,
+        positives.astype(np.int64),
+        negatives.astype(np.int64),
+    )
+
+
+def _midranks(owner: NDArray[np.int64], values: Floats) -> Floats:
+    """Rank of each value within its owner's, from 1; equal values share the mean of their ranks."""
+    order = np.lexsort((values, owner))
+    sorted_owner, sorted_values = owner[order], values[order]
+    place = np.arange(len(order)) - np.searchsorted(sorted_owner, sorted_owner) + 1
+    fresh = np.diff(sorted_owner, prepend=-1).astype(bool) | np.diff(sorted_values, prepend=np.nan).astype(bool)
+    group = np.cumsum(fresh) - 1
+    mean = np.bincount(group, weights=place) / np.bincount(group)
+    ranks = np.empty(len(order))
+    ranks[order] = mean[group]
+    return ranks

@@ -1,0 +1,264 @@
+"""Everything about each latent's activity: the sparse activations come in, tables of statistics and contexts go out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy import sparse
+
+from pipeline.config import CollectConfig
+from pipeline.seeds import numpy_generator
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Firings:
+    """All firings of an SAE, sorted by latent and then by token: parallel arrays, and where each latent's begin."""
+
+    start: Ints
+    """[d_sae + 1]"""
+    latent: Ints
+    token: Ints
+    """Place in the flattened corpus."""
+    value: Floats
+
+    @property
+    def count(self) -> Ints:
+        """Firings of each latent, [d_sae]."""
+        return np.diff(self.start)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The contexts in which latents fire, sorted by latent and then by window; a row for each such pair."""
+
+    start: Ints
+    """[d_sae + 1]: the first row of each latent"""
+    latent: Ints
+    window: Ints
+    """Number of the context: place in the flattened corpus divided by its length."""
+    peak: Floats
+    """Largest activation in it."""
+    first: Ints
+    """Its first entry in `Firings`; its last is the one before the next row's first."""
+    length: int
+    """Tokens a context."""
+    total: int
+    """Contexts in the corpus."""
+
+    @property
+    def count(self) -> Ints:
+        """Contexts in which each latent fires, [d_sae]."""
+        return np.diff(self.start)
+
+
+def firings(codes: sparse.csr_array) -> Firings:
+    """Sort the activations [token, latent] by latent."""
+    columns = codes.tocsc()
+    start = columns.indptr.astype(np.int64)
+    latent = np.repeat(np.arange(codes.shape[1]), np.diff(start))
+    return Firings(start, latent, columns.indices.astype(np.int64), columns.data.astype(np.float64))
+
+
+def windows(fired: Firings, tokens: int, length: int) -> Windows:
+    """Group the firings by context."""
+    total = tokens // length
+    key = fired.latent * total + fired.token // length
+    first = np.flatnonzero(np.diff(key, prepend=-1))
+    key = key[first]
+    peak = np.maximum.reduceat(fired.value, first) if len(first) else np.zeros(0)
+    latent = key // total
+    start = np.searchsorted(latent, np.arange(len(fired.start)))
+    return Windows(start, latent, key % total, peak, np.append(first, len(fired.latent)), length, total)
+
+
+def rank_within(group: Ints, key: NDArray[Any]) -> tuple[Ints, Ints]:
+    """Sort rows by group (not negative) and then by the key, ties as they stand; gives the order, and each sorted
+    row's place in its group.
+    """
+    place = np.empty(len(key), dtype=np.int64)
+    place[np.argsort(key, kind="stable")] = np.arange(len(key))
+    return _ranked(group, np.argsort(group * len(key) + place))  # several times faster than np.lexsort
+
+
+def shuffle_within(group: Ints, generator: np.random.Generator) -> tuple[Ints, Ints]:
+    """The same with the rows of each group in random order."""
+    return _ranked(group, np.argsort(group + generator.random(len(group))))
+
+
+def _ranked(group: Ints, order: Ints) -> tuple[Ints, Ints]:
+    grouped = group[order]
+    begins = np.flatnonzero(np.diff(grouped, prepend=-1))
+    sizes = np.diff(np.append(begins, len(grouped)))
+    return order, np.arange(len(grouped)) - np.repeat(begins, sizes)
+
+
+def latent_table(
+    fired: Firings, corpus: NDArray[np.int32], kept_tokens: int, decoder_norm: Floats, config: CollectConfig, seed: int
+) -> dict[str, Any]:
+    """The statistics of every latent: columns of the table `latents`, without the scores.
+
+    `corpus` is the flattened token ids, `decoder_norm` is [d_sae].
+    """
+    count = fired.count
+    alive = count > 0
+    begins = fired.start[:-1][alive]
+    statistics = {
+        name: np.full(len(count), np.nan) for name in ("max_activation", "mean_activation", "top_token_share")
+    }
+    if len(begins):
+        statistics["max_activation"][alive] = np.maximum.reduceat(fired.value, begins)
+        statistics["mean_activation"][alive] = np.add.reduceat(fired.value, begins) / count[alive]
+    everything = token_mass(fired.latent, corpus[fired.token], fired.value, len(count))
+    sample = entropy_sample(fired, config.entropy_examples, seed)
+    sampled = token_mass(fired.latent[sample], corpus[fired.token[sample]], fired.value[sample], len(count))
+    statistics["top_token_share"] = everything.top_share
+    return {
+        "latent": np.arange(len(count)),
+        "state": np.where(alive, "alive", "dead"),
+        "firings": count,
+        "density": count / kept_tokens,
+        **{name: nullable(values) for name, values in statistics.items()},
+        "token_entropy": nullable(np.where(count >= config.entropy_examples, sampled.entropy, np.nan)),
+        "token_entropy_all": nullable(everything.entropy),
+        "top_token": pa.array(everything.top, mask=~alive),
+        "decoder_norm": decoder_norm,
+    }
+
+
+def nullable(values: Floats) -> pa.Array:
+    """NaN becomes NULL."""
+    return pa.array(values, mask=np.isnan(values))
+
+
+@dataclass(frozen=True)
+class TokenMass:
+    """How each latent's activation mass is spread over token ids; arrays of [d_sae], NaN where it has none."""
+
+    entropy: Floats
+    """Nats."""
+    top: Ints
+    top_share: Floats
+
+
+def token_mass(latent: Ints, token: NDArray[Any], value: Floats, d_sae: int) -> TokenMass:
+    """H = −Σ p ln p with p the share of a latent's activation mass that lies on a token id, and the largest p.
+
+    The plug-in estimate grows with the number of examples: compare latents on equal numbers only.
+    """
+    vocabulary = int(token.max(initial=0)) + 1
+    key, inverse = np.unique(latent * vocabulary + token, return_inverse=True)
+    mass = np.bincount(inverse, weights=value, minlength=len(key))
+    owner = key // vocabulary
+    total = np.bincount(owner, weights=mass, minlength=d_sae)
+    share = mass / total[owner]
+    entropy = np.bincount(owner, weights=-share * np.log(share), minlength=d_sae)
+    order, rank = rank_within(owner, -share)
+    best = order[rank == 0]
+    top, top_share = np.zeros(d_sae, dtype=np.int64), np.full(d_sae, np.nan)
+    top[owner[best]], top_share[owner[best]] = key[best] % vocabulary, share[best]
+    return TokenMass(np.where(total > 0, entropy, np.nan), top, top_share)
+
+
+def entropy_sample(fired: Firings, examples: int, seed: int) -> Ints:
+    """Entries of so many random firings of each latent (all of them where there are fewer)."""
+    order, rank = shuffle_within(fired.latent, numpy_generator(seed, "entropy"))
+    return np.sort(order[rank < examples])
+
+
+def histograms(fired: Firings, bins: int) -> dict[str, Any]:
+    """Counts of each alive latent's activations in equal-width bins from zero to its maximum."""
+    alive = np.flatnonzero(fired.count)
+    upper = np.maximum.reduceat(fired.value, fired.start[alive]) if len(alive) else np.zeros(0)
+    row = np.repeat(np.arange(len(alive)), fired.count[alive])
+    place = np.minimum((fired.value / upper[row] * bins).astype(np.int64), bins - 1)
+    counts = np.bincount(row * bins + place, minlength=len(alive) * bins).astype(np.int32)
+    lists = pa.ListArray.from_arrays(np.arange(len(alive) + 1, dtype=np.int32) * bins, counts)
+    return {"latent": alive, "upper": upper, "counts": lists}
+
+
+def contexts(fired: Firings, where: Windows, config: CollectConfig, sequence_length: int, seed: int) -> dict[str, Any]:
+    """Top, quantile and non-activating contexts of every latent: columns of the table `contexts`."""
+    silent_latent, silent_window = non_activating(where, config.non_activating_contexts, seed)
+    top_order, top_rank = rank_within(where.latent, -where.peak)
+    top_rows, top_rank = top_order[top_rank < config.top_contexts], top_rank[top_rank < config.top_contexts]
+    rows, stratum, rank = by_quantile(where, config.quantiles, config.contexts_per_quantile, seed)
+    active = np.concatenate([top_rows, rows])
+    silent = np.zeros(len(silent_latent), dtype=np.int64)
+    window = np.concatenate([where.window[active], silent_window])
+    positions, activations = _sparse_lists(fired, where, active, len(silent))
+    per_sequence = sequence_length // where.length
+    kinds = ["top", "quantile", "non_activating"]
+    return {
+        "latent": np.concatenate([where.latent[active], silent_latent]),
+        "kind": pa.array(np.repeat(kinds, [len(top_rows), len(rows), len(silent)])),
+        "stratum": np.concatenate([np.zeros(len(top_rows), dtype=np.int64), stratum, silent]),
+        "rank": np.concatenate([top_rank, rank, _ranked(silent_latent, np.arange(len(silent_latent)))[1]]),
+        "sequence": window // per_sequence,
+        "start": window % per_sequence * where.length,
+        "length": np.full(len(window), where.length),
+        "positions": positions,
+        "activations": activations,
+    }
+
+
+def by_quantile(where: Windows, quantiles: int, each: int, seed: int) -> tuple[Ints, Ints, Ints]:
+    """Random contexts from strata of equal count by peak activation: rows of `where`, stratum, rank in the stratum."""
+    order, rank = rank_within(where.latent, where.peak)
+    stratum = rank * quantiles // where.count[where.latent[order]]
+    group = where.latent[order] * quantiles + stratum
+    chosen, place = shuffle_within(group, numpy_generator(seed, "quantiles"))
+    keep = place < each
+    return order[chosen[keep]], stratum[chosen[keep]], place[keep]
+
+
+def non_activating(where: Windows, each: int, seed: int) -> tuple[Ints, Ints]:
+    """Random contexts, without replacement, in which each alive latent is silent: latents and windows, by latent.
+
+    A latent gets fewer where fewer exist, and none when it fires in every context: a state of its own.
+    """
+    alive = np.flatnonzero(where.count)
+    generator = numpy_generator(seed, "non-activating")
+    shuffled = generator.permutation(where.total)
+    tries = min(4 * each, where.total)
+    offset = generator.integers(where.total, size=len(alive))
+    tried = shuffled[(offset[:, None] + np.arange(tries)) % where.total]
+    silent = ~_fires_in(where, alive[:, None] * where.total + tried)
+    place = np.cumsum(silent, axis=1)
+    enough = place[:, -1] >= min(each, tries) if len(alive) else np.zeros(0, dtype=bool)
+    keep = silent & (place <= each) & enough[:, None]
+    latents, picked = [np.repeat(alive, keep.sum(1))], [tried[keep]]
+    for latent in alive[~enough]:  # so dense that a draw misses: take from all that are left
+        busy = where.window[where.start[latent] : where.start[latent + 1]]
+        left = generator.permutation(np.setdiff1d(np.arange(where.total), busy))[:each]
+        latents.append(np.full(len(left), latent))
+        picked.append(left)
+    order = np.argsort(np.concatenate(latents), kind="stable")
+    return np.concatenate(latents)[order], np.concatenate(picked)[order]
+
+
+def _fires_in(where: Windows, keys: Ints) -> NDArray[np.bool_]:
+    known = where.latent * where.total + where.window
+    place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    return np.asarray(known[place] == keys)
+
+
+def _sparse_lists(fired: Firings, where: Windows, rows: Ints, empty: int) -> tuple[pa.Array, pa.Array]:
+    """Positions and activations within the contexts of `rows`, then `empty` empty lists."""
+    entries, offsets = entries_of(where, rows)
+    offsets = np.append(offsets, np.full(empty, offsets[-1])).astype(np.int32)
+    positions = (fired.token[entries] % where.length).astype(np.uint8)
+    values = fired.value[entries].astype(np.float32)
+    return pa.ListArray.from_arrays(offsets, positions), pa.ListArray.from_arrays(offsets, values)
+
+
+def entries_of(where: Windows, rows: Ints) -> tuple[Ints, Ints]:
+    """The entries of `Firings` that lie in the contexts of `rows`, and where each context's begin (with a last end)."""
+    sizes = where.first[rows + 1] - where.first[rows]
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    inside = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
+    return np.repeat(where.first[rows], sizes) + inside, offsets

@@ -1,0 +1,250 @@
+"""The text under study: documents come in, equally long token sequences with a train/held-out split go out."""
+
+import hashlib
+import importlib.util
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Bool, Int32
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pipeline import wikipedia
+from pipeline.config import CorpusConfig
+from pipeline.errors import LineupError
+from pipeline.seeds import numpy_generator
+
+Document = tuple[str, str]
+"""Title and text."""
+Sequences = NDArray[np.int32]
+"""Token ids [sequence, position]."""
+Article = tuple[str, Sequences]
+"""Title and sequences."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sequences of token ids, each from one article, in an order of which any prefix is a fair sample."""
+
+    tokens: Int32[Tensor, "sequence position"]
+    article: Int32[Tensor, " sequence"]
+    held_out: Bool[Tensor, " sequence"]
+    titles: list[str]
+    article_tokens: list[int]
+    """Tokens of each article that are in the corpus."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the token ids, as little-endian int32."""
+        return hashlib.sha256(self.tokens.numpy().astype("<i4").tobytes()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write `corpus.safetensors` and `corpus.json` into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {"tokens": self.tokens, "article": self.article, "held_out": self.held_out}
+        save_file(tensors, folder / "corpus.safetensors")
+        facts = {"titles": self.titles, "article_tokens": self.article_tokens}
+        (folder / "corpus.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Corpus":
+        """Read what `save` wrote."""
+        facts = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+        return cls(**load_file(folder / "corpus.safetensors"), **facts)
+
+    def tables(self) -> dict[str, pa.Table]:
+        """The rows of `articles` and `sequences` in schema.sql."""
+        n_sequences, n_positions = self.tokens.shape
+        held_out = np.zeros(len(self.titles), dtype=bool)
+        held_out[self.article[self.held_out].numpy()] = True
+        offsets = pa.array(np.arange(n_sequences + 1, dtype=np.int32) * n_positions)
+        return {
+            "articles": pa.table(
+                {
+                    "article": pa.array(range(len(self.titles)), pa.int32()),
+                    "title": pa.array(self.titles, pa.string()),
+                    "split": _split(held_out),
+                    "tokens": pa.array(self.article_tokens, pa.int32()),
+                }
+            ),
+            "sequences": pa.table(
+                {
+                    "sequence": pa.array(range(n_sequences), pa.int32()),
+                    "article": pa.array(self.article.numpy()),
+                    "split": _split(self.held_out.numpy()),
+                    "tokens": pa.ListArray.from_arrays(offsets, pa.array(self.tokens.flatten().numpy())),
+                }
+            ),
+        }
+
+
+def _split(held_out: NDArray[np.bool_]) -> pa.Array:
+    return pa.array(np.where(held_out, "held_out", "train"), pa.string())
+
+
+def build_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Corpus:
+    """Tokenise every document once, cut it into sequences, draw as many as `config.tokens` asks for, and split them.
+
+    A sequence never spans two articles; what is left over at an article's end is dropped. No article gives more than
+    its equal share, unless others are too short to give theirs. Whole articles are held out. Raises LineupError for
+    an unknown or unreadable source, or too little text.
+    """
+    start = [_bos(tokenizer)] if config.prepend_bos else []
+    titles, texts = _documents(config.source)
+    pieces = [_cut(ids, start, config.context_length) for ids in _tokenise(texts, tokenizer)]
+    documents = [(title, sequences) for title, sequences in zip(titles, pieces, strict=True) if len(sequences)]
+    wanted = config.tokens // config.context_length
+    _check_enough([len(sequences) for _, sequences in documents], wanted, config)
+    articles = _draw(documents, wanted, numpy_generator(seed, "corpus", "sequences"))
+    counts = [len(sequences) for _, sequences in articles]
+    held_out = _held_out_articles(counts, config.held_out, numpy_generator(seed, "corpus", "held_out"))
+    order = numpy_generator(seed, "corpus", "order").permutation(wanted)
+    article = np.repeat(np.arange(len(counts), dtype=np.int32), counts)[order]
+    return Corpus(
+        tokens=torch.from_numpy(np.concatenate([sequences for _, sequences in articles])[order]),
+        article=torch.from_numpy(article),
+        held_out=torch.from_numpy(held_out[article]),
+        titles=[title for title, _ in articles],
+        article_tokens=[count * config.context_length for count in counts],
+    )
+
+
+def _bos(tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.bos_token_id is None:
+        raise LineupError("corpus.prepend_bos is true, but the model's tokeniser has no BOS token: set it to false.")
+    return int(tokenizer.bos_token_id)
+
+
+def _tokenise(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    if not texts:
+        return []
+    # verbose=False: a document is longer than the model's context, and that is no news.
+    return list(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _cut(ids: list[int], start: list[int], length: int) -> Sequences:
+    """Consecutive sequences, each with `start` in front; what is left over at the end is dropped."""
+    length -= len(start)
+    text = np.array(ids[: len(ids) // length * length], dtype=np.int32).reshape(-1, length)
+    return np.hstack([np.tile(np.array(start, dtype=np.int32), (len(text), 1)), text])
+
+
+def _check_enough(available: list[int], wanted: int, config: CorpusConfig) -> None:
+    if wanted < 2:
+        raise LineupError(
+            f"corpus.tokens is {config.tokens}, but a corpus needs two sequences or more: ask for at least"
+            f" {2 * config.context_length}, which is twice corpus.context_length."
+        )
+    if len(available) < 2 or sum(available) < wanted:
+        raise LineupError(
+            f"The corpus '{config.source}' gives {sum(available) * config.context_length:,} tokens in {len(available)}"
+            f" documents of {config.context_length} or more; corpus.tokens asks for {config.tokens:,}, in two documents"
+            " or more: give it more text or lower corpus.tokens."
+        )
+
+
+def _draw(articles: list[Article], wanted: int, generator: np.random.Generator) -> list[Article]:
+    """Up to `cap` sequences at random from every article, with the smallest cap that gives at least the number wanted;
+    what that gives too much, articles at the cap give back, one sequence each, at random."""
+    available = np.array([len(sequences) for _, sequences in articles])
+    cap = next(cap for cap in itertools.count(1) if np.minimum(available, cap).sum() >= wanted)
+    counts = np.minimum(available, cap)
+    givers = generator.permutation(np.flatnonzero(counts == cap))
+    counts[givers[: counts.sum() - wanted]] -= 1
+    return [
+        (title, sequences[np.sort(generator.permutation(len(sequences))[:count])])
+        for (title, sequences), count in zip(articles, counts, strict=True)
+        if count
+    ]
+
+
+def _held_out_articles(counts: list[int], share: float, generator: np.random.Generator) -> NDArray[np.bool_]:
+    """Whole articles, in random order, each taken when it still fits into the share; never none and never all."""
+    room = min(round(share * sum(counts)), sum(counts) - min(counts))
+    held_out = np.zeros(len(counts), dtype=bool)
+    for article in generator.permutation(len(counts)):
+        if counts[article] <= room:
+            held_out[article] = True
+            room -= counts[article]
+    held_out[np.argmin(counts)] |= not held_out.any()
+    return held_out
+
+
+# Sources of documents.
+
+DUMP = "test/test_data/enwiki-latest-pages-articles1.xml-*-shortened.bz2"
+"""Where gensim keeps a piece of Wikipedia: about a hundred articles, nearly all with titles in A."""
+
+
+def _documents(source: str) -> tuple[list[str], list[str]]:
+    """Titles and texts."""
+    prefix, _, place = source.partition(":")
+    if prefix not in SOURCES or not place:
+        known = ", ".join(f"{name}:{what}" for name, (what, _) in SOURCES.items())
+        raise LineupError(f"Unknown corpus.source '{source}'. Known: {known}.")
+    documents = list(SOURCES[prefix][1](place))
+    return [title for title, _ in documents], [text for _, text in documents]
+
+
+def _from_wheel(package: str) -> Iterator[Document]:
+    if package != "gensim":
+        raise LineupError(f"Unknown corpus.source 'wheel:{package}'. The one known package with text is gensim.")
+    spec = importlib.util.find_spec(package)  # finds the package without running it
+    folders = (spec and spec.submodule_search_locations) or []
+    dump = next((file for folder in folders for file in Path(folder).glob(DUMP)), None)
+    if dump is None:
+        raise LineupError(f"The package '{package}' of corpus.source is not installed: run `pip install {package}`.")
+    return wikipedia.articles(dump)
+
+
+def _from_text(place: str) -> Iterator[Document]:
+    path = _existing(place)
+    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+    for file in files:
+        yield file.stem, _read(file)
+
+
+def _from_jsonl(place: str) -> Iterator[Document]:
+    for number, line in enumerate(_read(_existing(place)).split("\n"), start=1):
+        if line.strip():
+            yield _document(line, f"line {number} of '{place}'", f"line {number}")
+
+
+def _document(line: str, where: str, title: str) -> Document:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise LineupError(f"{where} is not JSON: {error.msg}. A jsonl corpus has one JSON object a line.") from error
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        raise LineupError(f"{where} has no text under the key 'text'. A jsonl corpus has one there on every line.")
+    return str(record.get("title", title)), record["text"]
+
+
+def _existing(place: str) -> Path:
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise LineupError(f"corpus.source names '{place}', which does not exist. Give it the path of a file or folder.")
+    return path
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LineupError(f"Cannot read '{file}' as UTF-8 text: {error}. Convert it or name another file.") from error
+
+
+SOURCES: dict[str, tuple[str, Callable[[str], Iterator[Document]]]] = {
+    "wheel": ("gensim", _from_wheel),
+    "text": ("PATH", _from_text),
+    "jsonl": ("PATH", _from_jsonl),
+}
+"""Prefix of `corpus.source`: what follows it, and who reads it."""

@@ -1,0 +1,67 @@
+"""Which tokens a latent promotes and suppresses: the decoder comes in, the ends of its logit effects go out."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline.hardware import Compute
+from pipeline.variants import is_norm
+
+LATENTS = 512
+"""Latents projected at once: bounds the memory to this many rows of the vocabulary."""
+
+
+def logit_effects(
+    decoder: Float[Tensor, "d_sae d_model"],
+    gain: Float[Tensor, " d_model"],
+    unembedding: Float[Tensor, "vocab d_model"],
+    keep: int,
+    compute: Compute,
+) -> dict[str, Any]:
+    """Columns of `logit_effects`: each decoder row of unit norm, times the final norm's gain, on the unembedding."""
+    rows = torch.nn.functional.normalize(decoder, dim=-1) * gain
+    unembedding = unembedding.to(compute.device)
+    ends: dict[int, list[tuple[Tensor, Tensor]]] = {1: [], -1: []}
+    for part in rows.split(LATENTS):
+        with torch.inference_mode(), compute.autocast():
+            effects = part.to(compute.device) @ unembedding.T
+        for sign, found in ends.items():
+            values, tokens = torch.topk(effects.float(), keep, largest=sign > 0)
+            found.append((tokens.cpu(), values.cpu()))
+    columns = [_columns(found) for found in ends.values()]
+    return {
+        "latent": np.concatenate([np.arange(len(rows))] * 2),
+        "sign": np.repeat([1, -1], len(rows)),
+        "tokens": pa.concat_arrays([tokens for tokens, _ in columns]),
+        "effects": pa.concat_arrays([effects for _, effects in columns]),
+    }
+
+
+def _columns(found: list[tuple[Tensor, Tensor]]) -> tuple[pa.Array, pa.Array]:
+    tokens = torch.cat([tokens for tokens, _ in found]).int().numpy()
+    effects = torch.cat([values for _, values in found]).numpy()
+    offsets = np.arange(0, tokens.size + 1, tokens.shape[1], dtype=np.int32)
+    lists = (pa.ListArray.from_arrays(offsets, array.reshape(-1)) for array in (tokens, effects))
+    return next(lists), next(lists)
+
+
+def final_gain(model: PreTrainedModel) -> Float[Tensor, " d_model"]:
+    """What the norm before the unembedding multiplies each dimension by, its scale and bias left out.
+
+    Read off the norm's answer to a vector of mean 0 and variance 1 and to its negative, so that it holds for layer
+    norm, RMS norm and Gemma's (1 + weight) alike. That norm is the last one among the base model's own children.
+    """
+    norms = [child for child in model.base_model.children() if is_norm(child)]
+    width = model.get_input_embeddings().weight.shape[1]
+    if not norms:
+        return torch.ones(width)
+    signs = torch.ones(width, device=model.device)
+    signs[::2] = -1
+    with torch.inference_mode():
+        gain: Tensor = (norms[-1](signs) - norms[-1](-signs)) / 2 * signs
+    return gain.float().cpu()

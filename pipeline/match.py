@@ -1,0 +1,58 @@
+"""Which latents of two SAEs do the same: two sparse activation matrices come in, each latent's best matches go out."""
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float
+from numpy.typing import NDArray
+from scipy import sparse
+
+ROWS = 512
+"""Latents correlated at once: bounds the memory to this many rows of the correlation matrix."""
+
+
+def correlations(
+    one: sparse.csr_array, other: sparse.csr_array
+) -> Float[NDArray[np.float32], "latent_one latent_other"]:
+    """Pearson correlation of every pair of latents, token by token; 0 where one of them is constant."""
+    tokens = one.shape[0]
+    mean_one, std_one = _moments(one)
+    mean_other, std_other = _moments(other)
+    transposed = one.T.tocsr()
+    blocks = []
+    for start in range(0, one.shape[1], ROWS):
+        rows = slice(start, start + ROWS)
+        products = np.asarray((transposed[rows] @ other).toarray()) / tokens
+        covariance = products - np.outer(mean_one[rows], mean_other)
+        scale = np.outer(std_one[rows], std_other)
+        blocks.append(np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0).astype(np.float32))
+    return np.concatenate(blocks)
+
+
+def _moments(codes: sparse.csr_array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    columns = codes.tocsc()
+    counts = np.diff(columns.indptr)
+    owner = np.repeat(np.arange(codes.shape[1]), counts)
+    values = columns.data.astype(np.float64)
+    mean = np.bincount(owner, weights=values, minlength=codes.shape[1]) / codes.shape[0]
+    square = np.bincount(owner, weights=values**2, minlength=codes.shape[1]) / codes.shape[0]
+    return mean, np.sqrt(np.maximum(square - mean**2, 0))
+
+
+def best_matches(correlation: Float[NDArray[np.float32], "latent_one latent_other"], keep: int) -> pa.Table:
+    """The `keep` latents of the other SAE that correlate best with each latent, positive correlations only."""
+    keep = min(keep, correlation.shape[1])
+    picked = np.argpartition(-correlation, keep - 1, axis=1)[:, :keep]
+    values = np.take_along_axis(correlation, picked, axis=1)
+    order = np.lexsort((picked, -values), axis=1)
+    picked, values = np.take_along_axis(picked, order, axis=1), np.take_along_axis(values, order, axis=1)
+    latent = np.repeat(np.arange(len(values))[:, None], keep, axis=1)
+    rank = np.repeat(np.arange(keep)[None], len(values), axis=0)
+    good = values > 0
+    return pa.table(
+        {
+            "latent": latent[good],
+            "rank": rank[good],
+            "other_latent": picked[good],
+            "correlation": values[good].astype(np.float64),
+        }
+    )

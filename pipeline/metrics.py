@@ -1,0 +1,173 @@
+"""The numbers of an SAE: activations and reconstructions come in, rows of `sae_metrics` go out; and what each means."""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Metric(NamedTuple):
+    """One number: a row of the table `metrics`, from which the pages draw columns, axes and tooltips."""
+
+    name: str
+    level: Literal["sae", "latent"]
+    label: str
+    unit: str
+    description: str
+    higher_is_better: bool | None = None
+    scale: Literal["linear", "log"] = "linear"
+    lower: float | None = None
+    upper: float | None = None
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("explained_variance", "sae", "Explained variance", "", "1 − Σ‖x−x̂‖² / Σ‖x−μ‖² over held-out tokens, μ the mean of x over all of them.", True, upper=1),
+    Metric("fvu", "sae", "FVU", "", "Fraction of variance unexplained: Σ‖x−x̂‖² / Σ‖x−μ‖² over held-out tokens.", False, lower=0),
+    Metric("cosine_similarity", "sae", "Cosine similarity", "", "Mean over held-out tokens of ⟨x,x̂⟩ / (‖x‖‖x̂‖).", True, upper=1),
+    Metric("l0", "sae", "L0", "latents", "Mean number of active latents on a held-out token.", None, lower=0),
+    Metric("l1", "sae", "L1", "", "Mean over held-out tokens of Σ|f|, activations scaled so that their mean norm is √d_in.", None, lower=0),
+    Metric("ce_loss_recovered", "sae", "CE loss recovered", "", "(CE zero − CE SAE) / (CE zero − CE clean). Not applicable where zeroing the activations does not clearly raise the loss (mean difference within 3 standard errors), as in random models, or where the variant sees noise in place of the text.", True, upper=1),
+    Metric("ce_clean", "sae", "CE clean", "nats", "Mean next-token cross-entropy of the variant on held-out text.", None),
+    Metric("ce_sae", "sae", "CE SAE", "nats", "The same with the hook point's activations replaced by the SAE's reconstruction.", None),
+    Metric("ce_zero", "sae", "CE zero", "nats", "The same with the hook point's activations replaced by zeros.", None),
+    Metric("dead", "sae", "Dead", "share", "Share of latents that are active on none of the collected tokens.", False, lower=0, upper=1),
+    Metric("alive", "sae", "Alive", "share", "Share of latents that are active on at least one collected token.", True, lower=0, upper=1),
+    Metric("dense_1", "sae", "Dense > 1%", "share", "Share of latents that are active on more than 1% of tokens.", None, lower=0, upper=1),
+    Metric("dense_10", "sae", "Dense > 10%", "share", "Share of latents that are active on more than 10% of tokens.", None, lower=0, upper=1),
+    Metric("token_identity_r2", "sae", "Token-identity R²", "", "Of the model, no SAE: 1 − Σ‖x−μ_token‖² / Σ‖x−μ‖² over held-out tokens, μ_token the mean activation of the same token id over training tokens (the overall mean for ids never seen there). How much of the activation is the current token.", None, upper=1),
+    Metric("token_identity_floor", "sae", "Token-identity floor", "", "The same with the training tokens' ids shuffled: what chance gives.", None, upper=1),
+    Metric("dropped", "sae", "Dropped tokens", "share", "Share of tokens left out of training and measuring: the first positions of each sequence and the outliers.", None, lower=0, upper=1),
+    Metric("outliers", "sae", "Outlier tokens", "tokens", "Tokens, beyond the first positions, whose norm exceeds 10 times the hook point's median; left out, by the same rule for every variant.", None, lower=0),
+    Metric("normalisation", "sae", "Normalisation", "", "Factor on the activations that makes their mean norm √d_in; folded into the SAE's weights.", None, "log"),
+    Metric("density", "latent", "Firing density", "share of tokens", "Share of the collected tokens on which the latent is active.", None, "log", 0),
+    Metric("max_activation", "latent", "Max activation", "", "Largest activation, in units where the hook point's mean norm is √d_in and decoder rows have norm 1.", None, "linear", 0),
+    Metric("mean_activation", "latent", "Mean activation", "", "Mean activation over the tokens on which the latent is active, in the same units.", None, "linear", 0),
+    Metric("token_entropy", "latent", "Token entropy", "nats", "−Σ p ln p, p the share of activation mass on a token id, over a fixed number of random activating tokens (as many for every latent; none where it has fewer).", None, "linear", 0),
+    Metric("token_entropy_all", "latent", "Token entropy (all firings)", "nats", "The same over all activating tokens. It grows with their number: compare latents of like density only.", None, "linear", 0),
+    Metric("top_token_share", "latent", "Top-1 token share", "share", "Share of the activation mass that lies on the latent's commonest token id.", None, "linear", 0, 1),
+    Metric("decoder_norm", "latent", "Decoder norm", "", "Norm of the latent's decoder row as trained, before it is folded into the encoder.", None, "linear", 0),
+    Metric("firings", "latent", "Firings", "tokens", "Collected tokens on which the latent is active.", None, "log", 0),
+    Metric("detection_auroc", "latent", "Detection AUROC", "", "How well the explanation tells contexts in which the latent is active from others that it has not been shown: area under the ROC curve, 0.5 is chance.", True, "linear", 0, 1),
+    Metric("detection_balanced_accuracy", "latent", "Detection balanced accuracy", "", "Mean of the true positive and true negative rates of the same judgement at probability 0.5.", True, "linear", 0, 1),
+    Metric("fuzzing_auroc", "latent", "Fuzzing AUROC", "", "How well the explanation tells rightly marked tokens from as many random ones marked in contexts where the latent is silent: area under the ROC curve.", True, "linear", 0, 1),
+    Metric("fuzzing_balanced_accuracy", "latent", "Fuzzing balanced accuracy", "", "Mean of the true positive and true negative rates of the same judgement at probability 0.5.", True, "linear", 0, 1),
+    Metric("best_match_correlation", "latent", "Best match", "Pearson r", "Largest correlation of the latent's activations, token by token, with any latent of another variant at the same layer.", None, "linear", None, 1),
+)  # fmt: skip
+
+
+def metrics_table() -> pa.Table:
+    """The rows of `METRICS` for the table `metrics`."""
+    rows = [metric._asdict() | {"position": place} for place, metric in enumerate(METRICS)]
+    renamed = [{("metric" if key == "name" else key): value for key, value in row.items()} for row in rows]
+    return pa.Table.from_pylist(renamed, schema=_METRICS_SCHEMA)
+
+
+_METRICS_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("metric", "level", "label", "unit", "description", "scale")]
+    + [("position", pa.int32()), ("higher_is_better", pa.bool_()), ("lower", pa.float64()), ("upper", pa.float64())]
+)
+
+
+@dataclass
+class ReconstructionSums:
+    """Sums over tokens, in float64, from which the reconstruction's metrics follow however the tokens are batched.
+
+    Sums of x are taken about the first token seen, so that a large common offset costs no digits.
+    """
+
+    tokens: int = 0
+    squared_error: float = 0.0
+    cosines: float = 0.0
+    squares: float = 0.0
+    total: Float[Tensor, " d_in"] | None = field(default=None, repr=False)
+    origin: Float[Tensor, " d_in"] | None = field(default=None, repr=False)
+
+    def add(self, x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_in"]) -> None:
+        """Add a batch of activations and their reconstructions."""
+        x, x_hat = x.double(), x_hat.double()
+        if self.origin is None or self.total is None:
+            self.origin, self.total = x[0].clone(), torch.zeros_like(x[0])
+        moved = x - self.origin
+        self.tokens += len(x)
+        self.total = self.total + moved.sum(0)
+        self.squares += float(moved.square().sum())
+        self.squared_error += float((x - x_hat).square().sum())
+        self.cosines += float(torch.nn.functional.cosine_similarity(x, x_hat, dim=-1).sum())
+
+    @property
+    def variance(self) -> float:
+        """Σ‖x−μ‖²."""
+        return self.squares - float(self.total.square().sum()) / self.tokens if self.total is not None else 0.0
+
+    @property
+    def fvu(self) -> float:
+        """Fraction of variance unexplained."""
+        return self.squared_error / self.variance
+
+    @property
+    def cosine_similarity(self) -> float:
+        """Mean over tokens."""
+        return self.cosines / self.tokens
+
+
+class Losses(NamedTuple):
+    """Next-token cross-entropies, nats, token by token: the variant as it is, through the SAE, and with zeros."""
+
+    clean: Float[Tensor, " token"]
+    sae: Float[Tensor, " token"]
+    zero: Float[Tensor, " token"]
+
+
+def ce_loss_recovered(losses: Losses) -> tuple[float | None, str]:
+    """(CE zero − CE SAE) / (CE zero − CE clean), or None with the reason why the ratio means nothing."""
+    harm = (losses.zero - losses.clean).double()
+    error = float(harm.std() / len(harm) ** 0.5)
+    if float(harm.mean()) <= 3 * error:
+        return None, (
+            f"zeroing the activations raises the loss by {float(harm.mean()):.3f} ± {error:.3f} nats (standard error):"
+            " there is no loss to recover"
+        )
+    return float((losses.zero - losses.sae).double().mean() / harm.mean()), ""
+
+
+def token_identity_r2(
+    train: Float[Tensor, "token d_in"],
+    train_ids: Int[Tensor, " token"],
+    held_out: Float[Tensor, "token d_in"],
+    held_out_ids: Int[Tensor, " token"],
+) -> float:
+    """1 − Σ‖x−μ_token‖² / Σ‖x−μ‖² over the held-out tokens, with μ_token from the training tokens."""
+    ids, inverse = torch.unique(train_ids, return_inverse=True)
+    counts = torch.bincount(inverse, minlength=len(ids)).float()[:, None]
+    overall = train.double().mean(0).float()
+    means = torch.zeros(len(ids), train.shape[1]).index_add_(0, inverse, train - overall) / counts
+    place = torch.searchsorted(ids, held_out_ids).clamp(max=len(ids) - 1)
+    known = (ids[place] == held_out_ids)[:, None]
+    sums = ReconstructionSums()
+    sums.add(held_out, overall + torch.where(known, means[place], torch.zeros(())))
+    return 1 - sums.fvu
+
+
+def densities(firings: NDArray[np.int64], tokens: int) -> dict[str, float]:
+    """Shares of latents by firing density: dead, alive, dense."""
+    density = firings / tokens
+    shares = {"dead": density == 0, "alive": density > 0, "dense_1": density > 0.01, "dense_10": density > 0.1}
+    return {name: float(where.mean()) for name, where in shares.items()}
+
+
+def sae_metrics_table(values: dict[str, float], not_applicable: dict[str, str]) -> pa.Table:
+    """Rows of `sae_metrics` for one SAE: values, and reasons where there is none."""
+    names = [metric.name for metric in METRICS if metric.name in values or metric.name in not_applicable]
+    return pa.table(
+        {
+            "metric": names,
+            "value": pa.array([values.get(name) for name in names], pa.float64()),
+            "status": ["ok" if name in values else "not_applicable" for name in names],
+            "reason": [not_applicable.get(name, "") for name in names],
+        }
+    )

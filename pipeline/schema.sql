@@ -1,0 +1,145 @@
+-- One study, one file. pipeline/store.py fills these tables, app/queries.py reads them; nothing else knows SQL.
+-- Rows are sorted by their keys when written: DuckDB then skips the blocks a latent cannot be in.
+
+-- The study itself: one row.
+CREATE TABLE study (
+    name         VARCHAR NOT NULL,
+    title        VARCHAR NOT NULL,
+    config       VARCHAR NOT NULL,   -- the whole study file, as YAML, defaults written out
+    seed         BIGINT  NOT NULL,
+    complete     BOOLEAN NOT NULL,   -- false while stages are still running
+    planned_saes INTEGER NOT NULL    -- SAEs that a complete study has
+);
+
+-- What else decides the result: versions, precision, hashes. The same on every run of the same study here.
+CREATE TABLE provenance (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
+
+-- What differs between two runs of the same study, and only that: seconds, machine load, dates.
+CREATE TABLE timings (
+    stage VARCHAR NOT NULL, variant VARCHAR, layer INTEGER,
+    seconds DOUBLE NOT NULL, tokens BIGINT, hardware VARCHAR NOT NULL
+);
+
+CREATE TABLE models (
+    model VARCHAR PRIMARY KEY, source VARCHAR NOT NULL, architecture VARCHAR NOT NULL,
+    n_layers INTEGER NOT NULL, d_model INTEGER NOT NULL, vocab_size INTEGER NOT NULL,
+    parameters BIGINT NOT NULL,
+    note VARCHAR NOT NULL            -- such as 'weights are 4-bit (Q4_1), de-quantised'
+);
+
+CREATE TABLE variants (
+    variant VARCHAR PRIMARY KEY, position INTEGER NOT NULL, label VARCHAR NOT NULL,
+    description VARCHAR NOT NULL, is_trained BOOLEAN NOT NULL, seed BIGINT NOT NULL
+);
+
+-- Every weight tensor of every variant, with the hash of what was really run.
+CREATE TABLE tensors (
+    variant VARCHAR NOT NULL, name VARCHAR NOT NULL,
+    kind VARCHAR NOT NULL,           -- embedding | norm | weight | bias
+    randomised BOOLEAN NOT NULL, shape INTEGER[] NOT NULL,
+    mean DOUBLE NOT NULL, std DOUBLE NOT NULL, sha256 VARCHAR NOT NULL
+);
+
+CREATE TABLE articles (
+    article INTEGER PRIMARY KEY, title VARCHAR NOT NULL,
+    split VARCHAR NOT NULL,          -- train | held_out
+    tokens INTEGER NOT NULL
+);
+
+-- The one copy of the text: contexts point into it.
+CREATE TABLE sequences (
+    sequence INTEGER PRIMARY KEY, article INTEGER NOT NULL, split VARCHAR NOT NULL, tokens INTEGER[] NOT NULL
+);
+
+-- Every token of the vocabulary as text (bytes that are no UTF-8 become U+FFFD).
+CREATE TABLE vocabulary (token INTEGER PRIMARY KEY, text VARCHAR NOT NULL);
+
+-- What every number means; the pages draw columns, axes and tooltips from here.
+CREATE TABLE metrics (
+    metric VARCHAR NOT NULL,
+    level VARCHAR NOT NULL,          -- sae: a row of sae_metrics | latent: a column of latents
+    position INTEGER NOT NULL, label VARCHAR NOT NULL, unit VARCHAR NOT NULL,
+    description VARCHAR NOT NULL,    -- with formula and source
+    higher_is_better BOOLEAN,        -- NULL: neither
+    scale VARCHAR NOT NULL,          -- linear | log
+    lower DOUBLE, upper DOUBLE       -- bounds of the axis, where the metric has them
+);
+
+CREATE TABLE saes (
+    sae INTEGER PRIMARY KEY, model VARCHAR NOT NULL, variant VARCHAR NOT NULL, layer INTEGER NOT NULL,
+    hook_name VARCHAR NOT NULL, architecture VARCHAR NOT NULL,
+    d_in INTEGER NOT NULL, d_sae INTEGER NOT NULL, k INTEGER NOT NULL, seed BIGINT NOT NULL,
+    training_steps INTEGER NOT NULL, training_tokens BIGINT NOT NULL,
+    collected_tokens BIGINT NOT NULL,   -- tokens over which the latents' statistics were taken
+    normalisation DOUBLE NOT NULL,      -- factor on raw activations: makes their mean norm sqrt(d_in)
+    path VARCHAR NOT NULL,              -- folder that SAELens' SAE.load_from_disk reads, relative to this file
+    sha256 VARCHAR NOT NULL             -- of its weights
+);
+
+CREATE TABLE sae_metrics (
+    sae INTEGER NOT NULL, metric VARCHAR NOT NULL,
+    value DOUBLE,                    -- NULL unless status is 'ok'
+    status VARCHAR NOT NULL,         -- ok | not_applicable
+    reason VARCHAR NOT NULL          -- why there is no value; '' when there is
+);
+
+-- One row a latent: every statistic a column, so that every list sorts and filters in SQL.
+CREATE TABLE latents (
+    sae INTEGER NOT NULL, latent INTEGER NOT NULL,
+    state VARCHAR NOT NULL,          -- alive | dead (never active on the collected tokens)
+    firings BIGINT NOT NULL,         -- tokens on which it is active
+    density DOUBLE NOT NULL,         -- share of tokens
+    max_activation DOUBLE,           -- NULL for a dead latent, like all that follows
+    mean_activation DOUBLE,          -- over the tokens on which it is active
+    token_entropy DOUBLE,            -- nats, over a fixed number of activating tokens
+    token_entropy_all DOUBLE,        -- nats, over all of them
+    top_token INTEGER,               -- the token with the largest share of activation mass
+    top_token_share DOUBLE,
+    decoder_norm DOUBLE NOT NULL,
+    -- The rest follows from the tables `explanations`, `scores` and `matches`; store.py fills it in.
+    score_state VARCHAR NOT NULL DEFAULT 'pending',
+        -- pending | scored | failed | dead | too_few_contexts | no_non_activating_contexts
+    detection_auroc DOUBLE, detection_balanced_accuracy DOUBLE,
+    fuzzing_auroc DOUBLE, fuzzing_balanced_accuracy DOUBLE,
+    best_match_correlation DOUBLE,   -- largest over the other variants at the same layer
+    PRIMARY KEY (sae, latent)
+);
+
+-- A window of a sequence; positions (within the window) and activations are parallel, ascending, non-zero only.
+CREATE TABLE contexts (
+    sae INTEGER NOT NULL, latent INTEGER NOT NULL,
+    kind VARCHAR NOT NULL,           -- top | quantile | non_activating
+    stratum INTEGER NOT NULL,        -- quantile: 0 is the weakest; otherwise 0
+    rank INTEGER NOT NULL,           -- within kind and stratum, 0 first
+    sequence INTEGER NOT NULL, start INTEGER NOT NULL, length INTEGER NOT NULL,
+    positions UTINYINT[] NOT NULL, activations FLOAT[] NOT NULL
+);
+
+-- Equal-width bins from 0 (exclusive) to upper, the latent's own maximum, over the tokens on which it is active.
+CREATE TABLE histograms (sae INTEGER NOT NULL, latent INTEGER NOT NULL, upper DOUBLE NOT NULL, counts INTEGER[] NOT NULL);
+
+-- Direct effect of the decoder row on the logits (final norm's gain applied, its scale left out), strongest first.
+CREATE TABLE logit_effects (
+    sae INTEGER NOT NULL, latent INTEGER NOT NULL, sign INTEGER NOT NULL,  -- +1 promoted | -1 suppressed
+    tokens INTEGER[] NOT NULL, effects FLOAT[] NOT NULL
+);
+
+-- Text for people, rules for programs (JSON). status: ok | failed | not_applicable, the last two with a reason:
+-- a failure is never a text.
+CREATE TABLE explanations (
+    sae INTEGER NOT NULL, latent INTEGER NOT NULL, explainer VARCHAR NOT NULL,
+    text VARCHAR, rules VARCHAR, status VARCHAR NOT NULL, reason VARCHAR NOT NULL
+);
+
+-- AUROC and balanced accuracy of an explanation on contexts that the explainer has not seen.
+CREATE TABLE scores (
+    sae INTEGER NOT NULL, latent INTEGER NOT NULL, explainer VARCHAR NOT NULL, scorer VARCHAR NOT NULL,
+    auroc DOUBLE, balanced_accuracy DOUBLE, positives INTEGER NOT NULL, negatives INTEGER NOT NULL,
+    status VARCHAR NOT NULL, reason VARCHAR NOT NULL
+);
+
+-- For a latent, its best matches among the latents of another SAE, by Pearson correlation on the same tokens.
+CREATE TABLE matches (
+    sae INTEGER NOT NULL, latent INTEGER NOT NULL, other_sae INTEGER NOT NULL,
+    rank INTEGER NOT NULL, other_latent INTEGER NOT NULL, correlation DOUBLE NOT NULL
+);

@@ -1,0 +1,227 @@
+# ruff: noqa: E501
+"""A small study for tests: three variants, hostile texts, every state a latent can be in. No model is run."""
+
+import json
+import random
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+
+from pipeline.store import write_study
+
+Rows: TypeAlias = list[dict[str, Any]]
+
+SCRIPT = "<script>window.hacked=1;alert(1)</script>"
+"""A token of the vocabulary; also in an explanation, an article's title and a variant's label."""
+FORMULA = '=cmd()|"/C calc"!A0 \'quoted\' & <b onmouseover="window.hacked=1">bold</b>'
+FAILURE = "the endpoint answered 500 five times"
+VARIANTS = ("trained", "rerandomized_incl_embeddings", "control")
+LAYERS = (0, 1, 3)
+WINDOW = 32
+SEQUENCE = 128
+
+_WORDS = [
+    *(" the", " of", " and", " in", " to", " was", " is", " for", " as", " on", " with", " by", " he", " at", " from"),
+    *(" his", " an", " were", " are", " which", " court", " river", " music", " king", " war", " Alan", " Turing"),
+    *(" machine", " algebra", " Albania", " anarch", "ism", "ist", "ing", "ed", "s", " state", " city", " award"),
+    *(" film", " season", " theory", " number", " 1912", " 1945", ",", ".", "(", ")", ' "', ";", "'s", "-"),
+    *(" language", " island", " battle", " empire", " church", " university"),
+]
+VOCABULARY = [*_WORDS, "\n", "\n\n", "\t", SCRIPT, "\u202egnirts", "\u2066", "�", "   ", "", " 東京", " naïve", "👩‍🔬"]
+
+METRICS: tuple[tuple[Any, ...], ...] = (
+    ("explained_variance", "sae", "explained variance", "", "1 - sum|x-x̂|²/sum|x-μ|², held-out.", True, "linear", 0, 1),
+    ("fvu", "sae", "FVU", "", "Fraction of variance unexplained: 1 - EV.", False, "linear", 0, 1),
+    ("cosine_similarity", "sae", "cosine similarity", "", "Mean cosine of x and x̂.", True, "linear", 0, 1),
+    ("l0", "sae", "L0", "latents", "Mean number of active latents on a token.", None, "linear", 0, None),
+    ("l1", "sae", "L1", "", "Mean sum of activations on a token.", None, "linear", 0, None),
+    ("ce_clean", "sae", "CE, untouched", "nats", "Cross-entropy of the model itself.", False, "linear", 0, None),
+    ("ce_sae", "sae", "CE, spliced", "nats", "Cross-entropy with x̂ in place of x.", False, "linear", 0, None),
+    ("ce_loss_recovered", "sae", "CE loss recovered", "", "(CE₀-CE_sae)/(CE₀-CE).", True, "linear", None, 1),
+    ("dead", "sae", "dead", "share of latents", "Latents of density 0.", False, "linear", 0, 1),
+    ("dense_10", "sae", "dense (10%)", "share of latents", "Latents of density above 10%.", False, "linear", 0, 1),
+    ("density", "latent", "density", "share of tokens", "Tokens on which it is active.", None, "log", 0, 1),
+    ("max_activation", "latent", "max activation", "", "Largest activation.", None, "linear", 0, None),
+    ("mean_activation", "latent", "mean activation", "", "Mean where active.", None, "linear", 0, None),
+    ("token_entropy", "latent", "token entropy", "nats", "H = -sum p ln p, fixed number.", None, "linear", 0, None),
+    ("token_entropy_all", "latent", "token entropy, all", "nats", "The same, all firings.", None, "linear", 0, None),
+    ("top_token_share", "latent", "top token share", "", "Mass on one token.", None, "linear", 0, 1),
+    ("decoder_norm", "latent", "decoder norm", "", "Norm of the decoder row.", None, "linear", 0, None),
+    ("detection_auroc", "latent", "detection AUROC", "", "Does the window activate it?", True, "linear", 0, 1),
+    ("fuzzing_auroc", "latent", "fuzzing AUROC", "", "Are these the tokens?", True, "linear", 0, 1),
+    ("best_match_correlation", "latent", "best match", "", "Largest Pearson r.", None, "linear", -1, 1),
+)
+
+
+def write_small_study(
+    path: Path,
+    layers: Iterable[int] = LAYERS,
+    complete: bool = True,
+    latents: int = 60,
+    scored: bool = True,
+    seed: int = 0,
+) -> None:
+    """Write the study to `path`; fewer `layers` and `complete=False` make a study that is being built."""
+    tables = small_study(tuple(layers), complete, latents, scored, seed)
+    write_study(path, {name: pa.Table.from_pylist(rows) for name, rows in tables.items() if rows})
+
+
+def small_study(layers: tuple[int, ...], complete: bool, latents: int, scored: bool, seed: int) -> dict[str, Rows]:
+    """The rows of every table."""
+    rng = random.Random(seed)
+    tables = _head(complete, rng)
+    filled = ("saes", "sae_metrics", "latents", "contexts", "histograms", "logit_effects")
+    tables |= {name: [] for name in (*filled, "explanations", "scores", "matches")}
+    for position, variant in enumerate(VARIANTS):
+        for layer in layers:
+            _sae(tables, position, variant, layer, latents, scored, rng)
+    _matches(tables, layers, latents, rng)
+    return tables
+
+
+def _head(complete: bool, rng: random.Random) -> dict[str, Rows]:
+    config = "name: small\ntitle: A small study\nsae: {d_sae: 60, k: 4}\n"
+    weights = list(range(len(VOCABULARY)))
+    return {
+        "study": [{"name": "small", "title": "A small study", "config": config, "seed": 0, "complete": complete,
+                   "planned_saes": len(VARIANTS) * len(LAYERS)}],
+        "provenance": [{"key": "duckdb", "value": "1.4"}, {"key": "git", "value": SCRIPT}],
+        "timings": [{"stage": "train", "variant": "trained", "layer": 1, "seconds": 18.2, "tokens": 150016, "hardware": "2 cores"}],
+        "models": [{"model": "toy", "source": "code", "architecture": "Llama", "n_layers": 4, "d_model": 16,
+                    "vocab_size": len(VOCABULARY), "parameters": 12345, "note": "weights are random"}],
+        "variants": [
+            {"variant": name, "position": at, "label": name.replace("_", " "), "description": f"What {name} is. {SCRIPT}",
+             "is_trained": at == 0, "seed": at}
+            for at, name in enumerate(VARIANTS)
+        ],
+        "tensors": [
+            {"variant": v, "name": f"layers.{i}.weight", "kind": "weight", "randomised": v != "trained", "shape": [16, 16],
+             "mean": 0.0, "std": 0.02, "sha256": f"{rng.getrandbits(256):064x}"}
+            for v in VARIANTS for i in range(3)
+        ],
+        "articles": [{"article": i, "title": "Anarchism" if i else SCRIPT, "split": "train", "tokens": 4 * SEQUENCE} for i in range(5)],
+        "sequences": [
+            {"sequence": i, "article": i % 5, "split": "train", "tokens": rng.choices(weights, k=SEQUENCE)} for i in range(20)
+        ],
+        "vocabulary": [{"token": i, "text": text} for i, text in enumerate(VOCABULARY)],
+        "metrics": [
+            dict(zip(("metric", "level", "label", "unit", "description", "higher_is_better", "scale", "lower", "upper"), row, strict=True))
+            | {"position": at}
+            for at, row in enumerate(METRICS)
+        ],
+    }  # fmt: skip
+
+
+def _sae(
+    tables: Mapping[str, Rows], position: int, variant: str, layer: int, latents: int, scored: bool, rng: random.Random
+) -> None:
+    sae = position * 10 + layer
+    tables["saes"].append(
+        {"sae": sae, "model": "toy", "variant": variant, "layer": layer, "hook_name": f"blocks.{layer}.hook_resid_post",
+         "architecture": "topk", "d_in": 16, "d_sae": latents, "k": 4, "seed": 0, "training_steps": 100,
+         "training_tokens": 127514, "collected_tokens": 150016, "normalisation": 0.31, "path": f"{variant}/{layer}",
+         "sha256": f"{rng.getrandbits(256):064x}"}
+    )  # fmt: skip
+    for name, level, *_ in METRICS:
+        if level == "sae":
+            refused = name == "ce_loss_recovered" and position > 0
+            reason = f"CE with zeros is not clearly above the model's own. {SCRIPT}" if refused else ""
+            value = None if refused else rng.uniform(0.2, 0.95) * (32 if name[0] == "l" else 1)
+            status = "not_applicable" if refused else "ok"
+            tables["sae_metrics"].append(
+                {"sae": sae, "metric": name, "value": value, "status": status, "reason": reason}
+            )
+    for number in range(latents):
+        _latent(tables, sae, number, position, scored, rng)
+
+
+def _latent(tables: Mapping[str, Rows], sae: int, number: int, position: int, scored: bool, rng: random.Random) -> None:
+    dead = number % 10 == 9
+    top_token = VOCABULARY.index(SCRIPT) if number == 0 else rng.randrange(len(VOCABULARY))
+    largest = rng.uniform(1, 20) / (1 + position)
+    state = "dead" if dead else "too_few_contexts" if number % 10 == 8 else "scored" if scored else "pending"
+    state = {3: "no_non_activating_contexts", 13: "failed"}.get(number, state)
+    auroc = min(1.0, max(0.0, rng.gauss(0.9 - 0.13 * position, 0.08)))
+    firings = 0 if dead else int(10 ** rng.uniform(1, 4.5))
+    live: dict[str, Any] = {
+        "max_activation": largest,
+        "mean_activation": largest * 0.4,
+        "token_entropy": rng.uniform(0, 4),
+        "token_entropy_all": rng.uniform(0, 5),
+        "top_token": top_token,
+        "top_token_share": rng.random(),
+    }
+    # What follows from the other tables (score_state, scores, best match) is filled in by pipeline.store.
+    tables["latents"].append(
+        {"sae": sae, "latent": number, "state": "dead" if dead else "alive", "firings": firings, "density": firings / 150016,
+         **{key: None if dead else value for key, value in live.items()}, "decoder_norm": 1.0}
+    )  # fmt: skip
+    if state != "pending":
+        _explanation(tables, sae, number, state, auroc, rng)
+    if dead:
+        return
+    _contexts(tables["contexts"], sae, number, largest, silent=number != 3, rng=rng)
+    counts = [int(200 / (1 + bin) * rng.uniform(0.6, 1.4)) for bin in range(40)]
+    tables["histograms"].append({"sae": sae, "latent": number, "upper": largest, "counts": counts})
+    for sign in (1, -1):
+        ids = rng.sample(range(len(VOCABULARY)), 5)
+        tables["logit_effects"].append(
+            {"sae": sae, "latent": number, "sign": sign, "tokens": ids, "effects": [sign * 0.5] * 5}
+        )
+
+
+def _explanation(
+    tables: Mapping[str, Rows], sae: int, number: int, state: str, auroc: float, rng: random.Random
+) -> None:
+    keys = {"sae": sae, "latent": number, "explainer": "lexical"}
+    words = [rng.choice(_WORDS).strip() for _ in range(3)]
+    text = (
+        FORMULA
+        if number == 1
+        else SCRIPT
+        if number == 2
+        else f"the tokens “{words[0]}” and “{words[1]}”, after “{words[2]}”"
+    )
+    good = state == "scored"
+    status = "ok" if good else "failed" if state == "failed" else "not_applicable"
+    outcome = {"status": status, "reason": "" if good else FAILURE if state == "failed" else state}
+    rules = json.dumps({"tokens": dict.fromkeys(words, 1.0), "note": SCRIPT}) if good else None
+    tables["explanations"].append(keys | outcome | {"text": text if good else None, "rules": rules})
+    for scorer, loss in (("detection", 0.0), ("fuzzing", 0.05)) if good else ():
+        score = {"scorer": scorer, "auroc": auroc - loss, "balanced_accuracy": auroc - loss - 0.02}
+        tables["scores"].append(keys | outcome | score | {"positives": 20, "negatives": 20})
+
+
+def _contexts(rows: Rows, sae: int, number: int, largest: float, silent: bool, rng: random.Random) -> None:
+    wanted = [("top", 0, rank) for rank in range(6)]
+    wanted += [("quantile", stratum, rank) for stratum in range(3) for rank in range(2)]
+    wanted += [("non_activating", 0, rank) for rank in range(4)] if silent else []
+    for kind, stratum, rank in wanted:
+        active = [] if kind == "non_activating" else sorted(rng.sample(range(WINDOW), rng.randint(1, 5)))
+        scale = largest * (0.9**rank if kind == "top" else 0.25 * (stratum + 1))
+        values = [scale * rng.uniform(0.2, 0.95) for _ in active]
+        if values:
+            values[rng.randrange(len(values))] = scale
+        # The first two top contexts are the same window of text, so that pages have something to fold.
+        place = (0, 0) if kind == "top" and rank < 2 else (rng.randrange(20), WINDOW * rng.randrange(4))
+        rows.append(
+            {"sae": sae, "latent": number, "kind": kind, "stratum": stratum, "rank": rank, "sequence": place[0],
+             "start": place[1], "length": WINDOW, "positions": active, "activations": values}
+        )  # fmt: skip
+
+
+def _matches(tables: Mapping[str, Rows], layers: tuple[int, ...], latents: int, rng: random.Random) -> None:
+    alive = [number for number in range(latents) if number % 10 != 9]
+    for layer in layers:
+        for here in range(len(VARIANTS)):
+            for there in (other for other in range(len(VARIANTS)) if other != here):
+                for number in alive:
+                    if number == 4:
+                        continue
+                    for rank, other in enumerate(rng.sample(alive, min(3, len(alive)))):
+                        tables["matches"].append(
+                            {"sae": here * 10 + layer, "latent": number, "other_sae": there * 10 + layer, "rank": rank,
+                             "other_latent": other, "correlation": 0.9 - 0.2 * rank}
+                        )  # fmt: skip

@@ -1,0 +1,118 @@
+"""Laws of the templates, and the small functions that they call."""
+
+import re
+from pathlib import Path
+
+import pytest
+from jinja2 import StrictUndefined, meta
+from starlette.testclient import TestClient
+
+from app import render, tokens
+from app.charts import plain
+from app.state import linker
+
+FOLDER = render.ROOT / "templates"
+TEMPLATES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.html"))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_template_parses_and_knows_what_it_includes(name: str) -> None:
+    env = render.environment()
+    assert env.undefined is StrictUndefined
+    tree = env.parse((FOLDER / name).read_text(encoding="utf-8"))
+    env.get_template(name)
+    for other in meta.find_referenced_templates(tree):
+        assert other in TEMPLATES
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_url_for_and_asset_exists(client: TestClient, name: str) -> None:
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    routes = {getattr(route, "name", "") for route in client.app.routes} | _router_names(client)
+    assert set(re.findall(r"url_for\('([\w-]+)'", text)) <= routes
+    for asset in re.findall(r"asset\('([^']+)'", text):
+        assert client.get(f"/static/{asset}").status_code == 200
+
+
+def _router_names(client: TestClient) -> set[str]:
+    found = set()
+    for name in ("studies", "overview", "latents", "latent", "compare", "plots", "progress", "tensors", "health"):
+        values = {"study": "s", "variant": "v", "layer": "1", "latent": "2"}
+        needed = {"studies": (), "health": (), "latent": tuple(values)}.get(name, ("study",))
+        client.app.url_path_for(name, **{key: values[key] for key in needed})
+        found.add(name)
+    return found
+
+
+def test_pages_include_the_partial_of_their_name() -> None:
+    for page in (FOLDER / "pages").glob("*.html"):
+        if page.name != "progress.html":
+            assert f'{{% include "partials/{page.name}" %}}' in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (12, "12"), (4608, "4,608"), (150016.0, "150,016"), (0.93456, "0.935"), (-1.5, "−1.500"),
+     (0.0, "0.000"), (12.34, "12.3"), (0.00012, "1.2×10⁻⁴"), (float("nan"), "not finite"), (12345.6, "12,346"),
+     (1.0, "1.000")],
+)  # fmt: skip
+def test_numbers_are_written_for_people(value: float | None, text: str) -> None:
+    assert render.number(value) == text
+
+
+def test_invisible_characters_are_made_visible() -> None:
+    assert tokens.visible("a\nb\tc") == "a↵b⇥c"
+    assert tokens.visible("\u202eabc\x00") == "▯abc▯"
+    assert tokens.chip(" the") == "␣the"
+    assert tokens.chip("   ") == "␣␣␣"
+    assert tokens.chip("") == "∅"
+
+
+def test_shades_follow_the_activation() -> None:
+    assert [tokens.shade(a, 10.0) for a in (0.01, 5.0, 10.0, 12.0)] == [1, 5, 10, 10]
+    assert tokens.shade(1.0, 0.0) == 1
+
+
+def test_plotly_gets_no_markup() -> None:
+    assert plain("<a href='javascript:alert(1)'>&") == "&lt;a href='javascript:alert(1)'&gt;&amp;"
+
+
+def test_links_change_some_parameters_and_drop_others() -> None:
+    link = linker("/s/x/latents", {"sort": "density", "where": ["a>1", "b<2"], "page": 3})
+    assert link(page=None) == "/s/x/latents?sort=density&where=a%3E1&where=b%3C2"
+    assert link(sort=None, where=None, page=None) == "/s/x/latents"
+
+
+def test_colours_read_on_their_ground() -> None:
+    css = (Path(render.STATIC) / "app.css").read_text(encoding="utf-8")
+    light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part)) for part in css.split("@media")[:2])
+    for theme in (light, dark):
+        for name in [*(f"v{at}" for at in range(8)), "ink", "muted", "accent", "bad", "warn"]:
+            for ground in ("page", "raised", "sunk"):
+                assert _contrast(theme[name], theme[ground]) >= 4.5, (name, ground, theme[name])
+
+
+def test_tokens_read_on_the_strongest_shade() -> None:
+    css = (Path(render.STATIC) / "app.css").read_text(encoding="utf-8")
+    for part in css.split("@media")[:2]:
+        theme = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part))
+        share = int(re.findall(r"--shade: (\d+)%", part)[0]) / 100
+        for name in (f"v{at}" for at in range(8)):
+            mixed = _mix(theme[name], theme["page"], share)
+            assert _contrast(theme["ink"], mixed) >= 4.5, (name, mixed)
+
+
+def _mix(one: str, other: str, share: float) -> str:
+    parts = ((int(one[at : at + 2], 16), int(other[at : at + 2], 16)) for at in (1, 3, 5))
+    return "#" + "".join(f"{round(a * share + b * (1 - share)):02x}" for a, b in parts)
+
+
+def _contrast(one: str, other: str) -> float:
+    high, low = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,0 +1,43 @@
+"""A study file of a toy model and toy text, and the command line that runs it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from tests.pipeline.toy import save_toy_model, write_toy_corpus
+
+ROOT = Path(__file__).parents[2]
+
+
+def toy_study(folder: Path, **changes: object) -> Path:
+    """Write model, text and study file to the folder; gives the study file."""
+    save_toy_model(folder / "model")
+    write_toy_corpus(folder / "corpus.jsonl")
+    study = {
+        "name": "toy",
+        "model": {"source": f"folder:{folder / 'model'}"},
+        "corpus": {"source": f"jsonl:{folder / 'corpus.jsonl'}", "tokens": 12_800, "context_length": 32},
+        "variants": ["trained", "rerandomized_incl_embeddings", "control"],
+        "layers": [0, 2],
+        "sae": {"d_sae": 96, "k": 4, "batch_tokens": 256, "learning_rate": 3e-3},
+        "collect": {"window": 16, "entropy_examples": 20},
+        "evaluate_ce_tokens": 256,
+    }
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump(study | changes), encoding="utf-8")
+    return path
+
+
+def command(study: Path, runs: Path, *more: str) -> list[str]:
+    """`lineup run STUDY`, as a process of its own."""
+    return [sys.executable, "-m", "pipeline", "run", str(study), "--runs", str(runs), *more]
+
+
+def run(study: Path, runs: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run it to its end."""
+    return subprocess.run(
+        command(study, runs, *more), cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300, check=False
+    )

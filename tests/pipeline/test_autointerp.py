@@ -1,0 +1,145 @@
+"""Explaining and scoring: the split, the rules that are learnt, and scores that can be wrong."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from pipeline import collect
+from pipeline.autointerp import explain_and_score, lexical
+from pipeline.autointerp.examples import Examples, draw
+from pipeline.autointerp.scorers import Rated, score
+from pipeline.config import AutointerpConfig, CollectConfig
+
+WINDOW, VOCABULARY = 16, 50
+COLLECT = CollectConfig(window=WINDOW, quantiles=5)
+CONFIG = AutointerpConfig(min_contexts=20, examples=20)
+TOKEN, AFTER, NOISE, EVERYWHERE, RARE, DEAD = range(6)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, VOCABULARY, 1_500 * WINDOW).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def fired(corpus: np.ndarray) -> collect.Firings:
+    """Latents that fire on token 7; on token 9 after token 8; at random; everywhere; on five tokens; never."""
+    generator = np.random.default_rng(1)
+    before = np.roll(corpus, 1)
+    before[::WINDOW] = -1
+    fires = np.stack(
+        [
+            corpus == 7,
+            (corpus == 9) & (before == 8),
+            generator.random(len(corpus)) < 0.02,
+            np.ones(len(corpus), bool),
+            np.arange(len(corpus)) % 5_000 == 3,
+            np.zeros(len(corpus), bool),
+        ],
+        axis=1,
+    )
+    return collect.firings(sparse.csr_array(np.where(fires, generator.random(fires.shape) + 0.5, 0).astype(np.float32)))
+
+
+@pytest.fixture(scope="module")
+def where(fired: collect.Firings, corpus: np.ndarray) -> collect.Windows:
+    return collect.windows(fired, len(corpus), WINDOW)
+
+
+@pytest.fixture(scope="module")
+def tables(fired: collect.Firings, where: collect.Windows, corpus: np.ndarray) -> tuple[list[dict], list[dict]]:
+    words = [f" w{token}" for token in range(VOCABULARY)]
+    config = AutointerpConfig(min_contexts=8, examples=20)  # token 9 after 8 is rare
+    explanations, scores = explain_and_score(fired, where, corpus, words, COLLECT, config, seed=0)
+    return explanations.to_pylist(), scores.to_pylist()
+
+
+def auroc(tables: tuple[list[dict], list[dict]], latent: int, scorer: str) -> float:
+    return next(row["auroc"] for row in tables[1] if (row["latent"], row["scorer"]) == (latent, scorer))
+
+
+def test_no_context_is_shown_to_the_explainer_and_scored_as_well(
+    fired: collect.Firings, where: collect.Windows, corpus: np.ndarray
+) -> None:
+    marked_by_place = np.arange(len(corpus), dtype=np.int32)  # a corpus in which every token is its own place
+    split = draw(fired, where, marked_by_place, COLLECT, CONFIG, seed=0)
+    for latent in (TOKEN, NOISE):
+        seen = {row[0] for row in split.explain.tokens[split.explain.latent == latent]}
+        scored = {row[0] for row in split.score.tokens[split.score.latent == latent]}
+        assert len(seen) == len(scored) == 20
+        assert not seen & scored
+    assert split.explain.active.sum() == split.score.active.sum()
+
+
+def test_every_latent_without_a_score_has_its_reason(
+    fired: collect.Firings, where: collect.Windows, corpus: np.ndarray
+) -> None:
+    split = draw(fired, where, corpus, COLLECT, CONFIG, seed=0)
+    assert split.excluded[[TOKEN, NOISE]].tolist() == ["", ""]
+    assert split.excluded[EVERYWHERE] == "no_non_activating_contexts"
+    assert split.excluded[RARE] == "too_few_contexts"
+    assert split.excluded[DEAD] == "dead"
+
+
+def test_a_token_latent_is_explained_by_its_token_and_scores_one(tables: tuple[list[dict], list[dict]]) -> None:
+    explanation = tables[0][TOKEN]
+    assert "“ w7”" in explanation["text"]
+    assert json.loads(explanation["rules"])[0]["tokens"] == [7]
+    assert auroc(tables, TOKEN, "detection") == 1
+    assert auroc(tables, TOKEN, "fuzzing") == 1
+
+
+def test_a_latent_of_a_token_after_another_is_explained_by_the_pair(tables: tuple[list[dict], list[dict]]) -> None:
+    assert "“ w8 w9”" in tables[0][AFTER]["text"]
+    assert auroc(tables, AFTER, "detection") > 0.9
+
+
+def test_a_latent_that_fires_at_random_scores_at_chance(tables: tuple[list[dict], list[dict]]) -> None:
+    assert auroc(tables, NOISE, "detection") == pytest.approx(0.5, abs=0.25)
+    assert auroc(tables, NOISE, "fuzzing") == pytest.approx(0.5, abs=0.25)
+
+
+def test_chance_is_chance_over_many_random_latents(corpus: np.ndarray) -> None:
+    fires = np.random.default_rng(2).random((len(corpus), 60)) < 0.01
+    fired = collect.firings(sparse.csr_array(fires.astype(np.float32)))
+    where = collect.windows(fired, len(corpus), WINDOW)
+    words = [str(token) for token in range(VOCABULARY)]
+    _, scores = explain_and_score(fired, where, corpus, words, COLLECT, CONFIG, seed=0)
+    for scorer in ("detection", "fuzzing"):
+        found = [row["auroc"] for row in scores.to_pylist() if row["scorer"] == scorer]
+        error = np.std(found) / len(found) ** 0.5
+        assert abs(np.mean(found) - 0.5) < 4 * error
+
+
+def test_the_scorer_uses_the_rules_that_are_stored_and_nothing_else() -> None:
+    tokens = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.int32)
+    marked = np.array([[False, True, False], [False, False, False]])
+    seen = Examples(np.zeros(2, np.int64), tokens, np.array([True, False]), marked)
+    lexicon = lexical.learn(seen, d_sae=1, vocabulary=10)
+    probabilities = lexicon.probabilities(seen)
+    own = {rule.tokens: rule for rule in lexical.rules(lexicon)[0]}
+    longest = max((rule for rule in own.values() if rule.tokens[-1] == 2), key=lambda rule: len(rule.tokens))
+    assert probabilities[0, 1] == pytest.approx(longest.probability, abs=1e-4)
+    for level in lexicon.levels:
+        level.kept[:] = False
+    assert (lexicon.probabilities(seen) == lexicon.prior[0]).all()
+
+
+def test_auroc_and_balanced_accuracy_of_a_case_worked_by_hand() -> None:
+    # positives .9 .5 .2, negatives .5 .1: pairs right 1+1, half+1, 0+1 = 4.5 of 6.
+    # at .5: two of three positives said yes, one of two negatives said no: (2/3 + 1/2) / 2
+    rated = Rated(np.full(5, 3), np.array([0.9, 0.5, 0.2, 0.5, 0.1]), np.array([True, True, True, False, False]))
+    found = score(rated)
+    assert found.latent.tolist() == [3]
+    assert found.auroc[0] == pytest.approx(4.5 / 6)
+    assert found.balanced_accuracy[0] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert (found.positives[0], found.negatives[0]) == (3, 2)
+
+
+def test_same_seed_same_tables(fired: collect.Firings, where: collect.Windows, corpus: np.ndarray) -> None:
+    words = [str(token) for token in range(VOCABULARY)]
+    one, same = (explain_and_score(fired, where, corpus, words, COLLECT, CONFIG, seed=5) for _ in range(2))
+    assert one[0].equals(same[0])
+    assert one[1].equals(same[1])

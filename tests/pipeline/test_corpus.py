@@ -1,0 +1,295 @@
+"""The corpus: where its text comes from, how it is cut and split, and how little of it is too little."""
+
+import bz2
+import importlib.util
+import json
+from collections import Counter
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import wikipedia
+from pipeline.config import CorpusConfig
+from pipeline.corpus import Corpus, build_corpus
+from pipeline.errors import LineupError
+from pipeline.store import write_study
+from tests.pipeline.toy import toy_documents, toy_tokenizer, write_toy_corpus
+
+TOKENIZER = toy_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"jsonl:{write_toy_corpus(tmp_path_factory.mktemp('corpus') / 'toy.jsonl')}"
+
+
+def config(source: str, tokens: int = 6400, **changes: object) -> CorpusConfig:
+    return CorpusConfig.model_validate({"source": source, "tokens": tokens, "context_length": 32, **changes})
+
+
+def test_there_are_exactly_as_many_whole_sequences_as_fit(source: str) -> None:
+    corpus = build_corpus(config(source, tokens=6431), TOKENIZER, seed=0)
+    assert corpus.tokens.shape == (200, 32)
+    assert corpus.tokens.dtype == corpus.article.dtype == torch.int32
+    assert corpus.article.shape == corpus.held_out.shape == (200,)
+    assert sum(corpus.article_tokens) == 6400
+
+
+def test_a_sequence_is_a_piece_of_its_own_article_and_of_no_other(source: str) -> None:
+    corpus = build_corpus(config(source), TOKENIZER, seed=0)
+    texts = dict(toy_documents())
+    pieces = {}
+    for title in corpus.titles:
+        ids = TOKENIZER(texts[title])["input_ids"]
+        pieces[title] = [tuple(ids[i : i + 32]) for i in range(0, len(ids) - 31, 32)]
+    chosen: dict[str, list[tuple[int, ...]]] = {title: [] for title in corpus.titles}
+    for tokens, article in zip(corpus.tokens.tolist(), corpus.article.tolist(), strict=True):
+        chosen[corpus.titles[article]].append(tuple(tokens))
+    for title, sequences in chosen.items():
+        assert not Counter(sequences) - Counter(pieces[title]), title
+        assert len(sequences) * 32 == corpus.article_tokens[corpus.titles.index(title)]
+
+
+def test_whole_articles_are_held_out_and_their_share_is_met(source: str) -> None:
+    for seed in range(5):
+        corpus = build_corpus(config(source, held_out=0.15), TOKENIZER, seed)
+        out, kept = (set(corpus.article[mask].tolist()) for mask in (corpus.held_out, ~corpus.held_out))
+        assert not out & kept
+        assert abs(corpus.held_out.float().mean() - 0.15) <= 1 / 200 * min(corpus.article_tokens) / 32
+
+
+def test_at_least_one_article_is_held_out_and_one_is_not(tmp_path: Path) -> None:
+    path = write_toy_corpus(tmp_path / "two.jsonl", n=2)
+    for share in (0.001, 0.999):
+        corpus = build_corpus(config(f"jsonl:{path}", tokens=640, held_out=share), TOKENIZER, seed=0)
+        assert 0 < corpus.held_out.sum() < 20
+
+
+def test_no_article_gives_more_than_its_share_unless_the_others_cannot(tmp_path: Path) -> None:
+    long, short = toy_documents(1, sentences=500)[0][1], toy_documents(1, sentences=10)[0][1]
+    lines = [{"text": long}, *({"text": long[:6000]} for _ in range(4)), {"text": short}]
+    path = tmp_path / "uneven.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    of_short = len(TOKENIZER(short)["input_ids"]) // 32
+    wanted = 5 * 20 + of_short
+    corpus = build_corpus(config(f"jsonl:{path}", tokens=32 * wanted), TOKENIZER, seed=0)
+    assert corpus.article_tokens == [20 * 32] * 5 + [of_short * 32]
+    assert corpus.titles[0] == "line 1"
+
+
+def test_of_many_documents_some_are_drawn_when_few_sequences_are_wanted(source: str) -> None:
+    corpora = [build_corpus(config(source, tokens=320), TOKENIZER, seed) for seed in (0, 1)]
+    for corpus in corpora:
+        assert corpus.article_tokens == [32] * 10
+        assert len(set(corpus.titles)) == 10
+    assert corpora[0].titles != corpora[1].titles
+
+
+def test_the_order_is_shuffled_so_that_a_prefix_is_a_fair_sample(source: str) -> None:
+    corpus = build_corpus(config(source, tokens=32_000), TOKENIZER, seed=0)
+    first = corpus.article[:300]
+    assert len(first.unique()) == len(corpus.titles)
+    assert abs(corpus.held_out[:300].float().mean() - corpus.held_out.float().mean()) < 0.06
+    assert abs(np.corrcoef(corpus.article.numpy(), np.arange(1000))[0, 1]) < 0.1
+
+
+def test_the_same_seed_gives_the_same_corpus_and_another_seed_another(source: str) -> None:
+    first, again, other = (build_corpus(config(source), TOKENIZER, seed) for seed in (0, 0, 1))
+    assert first.sha256 == again.sha256
+    assert torch.equal(first.held_out, again.held_out)
+    assert first.sha256 != other.sha256
+
+
+def test_bos_stands_in_front_of_every_sequence_when_asked(source: str) -> None:
+    corpus = build_corpus(config(source, prepend_bos=True), TOKENIZER, seed=0)
+    assert corpus.tokens.shape == (200, 32)
+    assert (corpus.tokens[:, 0] == TOKENIZER.bos_token_id).all()
+    assert not (corpus.tokens[:, 1:] == TOKENIZER.bos_token_id).any()
+    assert not (build_corpus(config(source), TOKENIZER, seed=0).tokens == TOKENIZER.bos_token_id).any()
+
+
+def test_saving_and_loading_gives_the_same_corpus(source: str, tmp_path: Path) -> None:
+    corpus = build_corpus(config(source), TOKENIZER, seed=0)
+    corpus.save(tmp_path / "corpus")
+    loaded = Corpus.load(tmp_path / "corpus")
+    assert loaded.sha256 == corpus.sha256
+    assert torch.equal(loaded.article, corpus.article)
+    assert torch.equal(loaded.held_out, corpus.held_out)
+    assert (loaded.titles, loaded.article_tokens) == (corpus.titles, corpus.article_tokens)
+
+
+def test_the_tables_fit_the_database_and_hold_the_corpus(source: str, tmp_path: Path) -> None:
+    corpus = build_corpus(config(source), TOKENIZER, seed=0)
+    write_study(tmp_path / "study.duckdb", corpus.tables())
+    with duckdb.connect(str(tmp_path / "study.duckdb"), read_only=True) as connection:
+        articles = connection.execute("SELECT article, title, split, tokens FROM articles ORDER BY 1").fetchall()
+        sequences = connection.execute("SELECT sequence, article, split, tokens FROM sequences ORDER BY 1").fetchall()
+    assert [row[1] for row in articles] == corpus.titles
+    assert [row[3] for row in articles] == corpus.article_tokens
+    assert [row[3] for row in sequences] == corpus.tokens.tolist()
+    splits = {article: split for article, _, split, _ in articles}
+    for (_, article, split, _), held_out in zip(sequences, corpus.held_out.tolist(), strict=True):
+        assert split == splits[article] == ("held_out" if held_out else "train")
+
+
+# Sources.
+
+
+def test_a_folder_of_text_files_is_one_document_a_file(tmp_path: Path) -> None:
+    for title, text in toy_documents(3):
+        (tmp_path / f"{title}.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "notes.md").write_text("no corpus", encoding="utf-8")
+    corpus = build_corpus(config(f"text:{tmp_path}", tokens=960), TOKENIZER, seed=0)
+    assert corpus.titles == ["Document 0", "Document 1", "Document 2"]
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("hub:some/data", r"Unknown corpus.source 'hub:some/data'\. Known: wheel:gensim, text:PATH, jsonl:PATH\."),
+        ("jsonl:", r"Unknown corpus.source 'jsonl:'"),
+        ("wheel:nltk", r"Unknown corpus.source 'wheel:nltk'.*gensim"),
+        ("text:/no/such/place", r"'/no/such/place', which does not exist"),
+        ("jsonl:/no/such/file", r"'/no/such/file', which does not exist"),
+    ],
+)
+def test_a_source_that_is_none_is_named(source: str, says: str) -> None:
+    with pytest.raises(LineupError, match=says):
+        build_corpus(config(source), TOKENIZER, seed=0)
+
+
+def test_a_missing_package_comes_with_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(LineupError, match="`pip install gensim`"):
+        build_corpus(config("wheel:gensim"), TOKENIZER, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{no json", "line 2 of '.*' is not JSON"),
+        ('{"txt": "a"}', "line 2 of '.*' has no text"),
+        ('{"text": 3}', "line 2 of '.*' has no text"),
+        ('"text"', "line 2 of '.*' has no text"),
+    ],
+)
+def test_a_wrong_line_is_named_by_its_number(tmp_path: Path, line: str, says: str) -> None:
+    path = tmp_path / "wrong.jsonl"
+    path.write_text('{"text": "fine"}\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(LineupError, match=says):
+        build_corpus(config(f"jsonl:{path}"), TOKENIZER, seed=0)
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(LineupError, match=r"latin\.txt' as UTF-8"):
+        build_corpus(config(f"text:{tmp_path}"), TOKENIZER, seed=0)
+
+
+def test_too_little_text_is_told_with_what_there_is(tmp_path: Path) -> None:
+    path = write_toy_corpus(tmp_path / "few.jsonl", n=2, sentences=5)
+    ids = [TOKENIZER(text)["input_ids"] for _, text in toy_documents(2, 5)]
+    found = sum(len(document) // 32 * 32 for document in ids)
+    with pytest.raises(LineupError, match=rf"gives {found} tokens in 2 documents.*asks for 6,400"):
+        build_corpus(config(f"jsonl:{path}"), TOKENIZER, seed=0)
+
+
+def test_one_document_cannot_be_split(tmp_path: Path) -> None:
+    path = tmp_path / "one.txt"
+    path.write_text(toy_documents(1)[0][1], encoding="utf-8")
+    with pytest.raises(LineupError, match="in 1 documents"):
+        build_corpus(config(f"text:{path}", tokens=320), TOKENIZER, seed=0)
+
+
+def test_an_empty_folder_gives_nothing(tmp_path: Path) -> None:
+    with pytest.raises(LineupError, match="gives 0 tokens in 0 documents"):
+        build_corpus(config(f"text:{tmp_path}"), TOKENIZER, seed=0)
+
+
+def test_fewer_tokens_than_two_sequences_are_too_few(source: str) -> None:
+    with pytest.raises(LineupError, match=r"corpus.tokens is 63, .* at least 64"):
+        build_corpus(config(source, tokens=63), TOKENIZER, seed=0)
+
+
+def test_bos_needs_a_tokeniser_that_has_one(source: str) -> None:
+    tokenizer = toy_tokenizer()
+    tokenizer.bos_token = None
+    with pytest.raises(LineupError, match="no BOS token"):
+        build_corpus(config(source, prepend_bos=True), tokenizer, seed=0)
+
+
+# Wikipedia.
+
+MARKUP = """{{Infobox river|name=Aa|length={{convert|80|km|mi}}}}
+[[File:Aa.jpg|thumb|The [[mouth (river)|mouth]] of the river Aa as it looked in the year 1900.]]
+The '''Aa''' ({{lang-nl|Aa}}) is a [[river]] of ''some'' {{cvt|80|km|mi}} in [[Europe|the west]].<ref name="a">{{cite
+|title=Rivers}}</ref> It freezes in winter.<ref name="a" />
+
+==Course==
+{| class="wikitable"
+|-
+| One || two three four five six seven eight nine ten.
+|}
+* [[Town]]
+* The river runs past the town and then, slowly, into the sea.
+Its length <math>l</math> follows from the speed and the time it takes.<!-- really? -->
+As {{nowrap|Queen [[Anne]]}} said: &quot;No river is longer than it needs to be.&quot;
+
+== See also ==
+* [[Another river]], which has the same name and is not to be confused with this one.
+"""
+
+
+def test_markup_becomes_prose() -> None:
+    assert wikipedia.prose(MARKUP).split("\n\n") == [
+        "The Aa is a river of some 80 km in the west. It freezes in winter.",
+        "The river runs past the town and then, slowly, into the sea.",
+        'As Queen Anne said: "No river is longer than it needs to be."',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("convert|80|km|mi", "80 km"),
+        ("convert|10|to|20|km|mi|abbr=on", "10 to 20 km"),
+        ("lang|de|Fluss", "Fluss"),
+        ("citation needed|date=May 2015", ""),
+        ("nowrap|a {{cvt|3|m|ft}} drop", "a 3 m drop"),
+    ],
+)
+def test_templates_say_what_they_show(template: str, words: str) -> None:
+    sentence = "The river of which we speak here is {} and nothing else."
+    expected = " ".join(sentence.format(words).split())
+    assert wikipedia.prose(sentence.format("{{" + template + "}}")) == expected
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="[]{}|'=<>/* a.\n", max_size=200))
+def test_torn_markup_is_no_error_and_leaves_no_double_spaces(markup: str) -> None:
+    assert "  " not in wikipedia.prose(markup)
+
+
+def test_redirects_are_left_out(tmp_path: Path) -> None:
+    page = "<page><title>{}</title><ns>0</ns><id>1</id><revision><id>1</id><text>{}</text></revision></page>"
+    pages = page.format("Old name", "#REDIRECT [[Aa]]") + page.format("Aa", "It is a river. " * 4)
+    dump = tmp_path / "dump.xml.bz2"
+    dump.write_bytes(
+        bz2.compress(f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">{pages}</mediawiki>'.encode())
+    )
+    assert [title for title, _ in wikipedia.articles(dump)] == ["Aa"]
+
+
+def test_the_wikipedia_inside_gensim_is_enough_for_the_demo() -> None:
+    demo = CorpusConfig(tokens=150_016, context_length=128)
+    corpus = build_corpus(demo, TOKENIZER, seed=0)
+    assert corpus.tokens.shape == (1172, 128)
+    assert max(corpus.article_tokens) < 0.02 * corpus.tokens.numel()
+    assert abs(corpus.held_out.float().mean() - demo.held_out) < 0.002
+    text = TOKENIZER.batch_decode(corpus.tokens[:100])
+    assert not any(mark in piece for piece in text for mark in ("{{", "}}", "[[", "]]", "==", "''", "<ref", "  "))

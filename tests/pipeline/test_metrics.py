@@ -1,0 +1,96 @@
+"""The laws that any right formula passes and the field's wrong ones fail."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.metrics import METRICS, Losses, ReconstructionSums, ce_loss_recovered, metrics_table, token_identity_r2
+
+
+def sums(x: torch.Tensor, x_hat: torch.Tensor, batch: int = 1_000) -> ReconstructionSums:
+    found = ReconstructionSums()
+    for part, part_hat in zip(x.split(batch), x_hat.split(batch), strict=True):
+        found.add(part, part_hat)
+    return found
+
+
+def noisy(seed: int, tokens: int = 37, d_in: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, d_in, generator=generator) * torch.arange(1, d_in + 1) + 3
+    return x, x + 0.3 * torch.randn(x.shape, generator=generator)
+
+
+def test_explained_variance_of_a_case_worked_by_hand() -> None:
+    # mean (1, 2); squared distances to it 1+4 and 1+4, in all 10; squared errors 1 and 1, in all 2; 1 - 2/10.
+    found = sums(torch.tensor([[2.0, 0.0], [0.0, 4.0]]), torch.tensor([[2.0, 1.0], [0.0, 3.0]]))
+    assert 1 - found.fvu == pytest.approx(0.8, abs=1e-12)
+
+
+def test_predicting_the_mean_explains_nothing() -> None:
+    x, _ = noisy(0)
+    assert 1 - sums(x, x.double().mean(0).expand(x.shape)).fvu == pytest.approx(0, abs=1e-6)
+
+
+def test_perfect_reconstruction_explains_everything() -> None:
+    x, _ = noisy(0)
+    assert sums(x, x).fvu == 0
+
+
+@given(st.integers(0, 50), st.sampled_from([-1000.0, -3.0, 0.5, 10_000.0]))
+def test_adding_a_constant_changes_nothing(seed: int, constant: float) -> None:
+    x, x_hat = noisy(seed)
+    moved = sums(x.double() + constant, x_hat.double() + constant)
+    assert moved.fvu == pytest.approx(sums(x.double(), x_hat.double()).fvu, rel=1e-6)
+
+
+@given(st.integers(0, 50), st.integers(1, 40))
+def test_splitting_the_batches_differently_changes_nothing(seed: int, batch: int) -> None:
+    x, x_hat = noisy(seed)
+    whole, split = sums(x, x_hat), sums(x, x_hat, batch)
+    assert split.fvu == pytest.approx(whole.fvu, rel=1e-9)
+    assert split.cosine_similarity == pytest.approx(whole.cosine_similarity, rel=1e-9)
+
+
+def test_cosine_similarity_of_a_case_worked_by_hand() -> None:
+    # (1,0) and (1,1): 1/sqrt 2. (0,2) and (0,5): 1.
+    found = sums(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 1.0], [0.0, 5.0]]))
+    assert found.cosine_similarity == pytest.approx((1 / math.sqrt(2) + 1) / 2)
+
+
+def test_ce_loss_recovered_of_a_case_worked_by_hand() -> None:
+    clean, zero = torch.tensor([2.0, 4.0, 3.0]), torch.tensor([9.0, 11.0, 10.0])
+    # harm 7 a token; the SAE costs 1.4 of it: (7 - 1.4) / 7
+    assert ce_loss_recovered(Losses(clean, clean + 1.4, zero)) == (pytest.approx(0.8), "")
+
+
+def test_ce_loss_recovered_is_not_applicable_where_zeroing_does_no_clear_harm() -> None:
+    clean = torch.tensor([2.0, 4.0, 3.0, 6.0])
+    value, reason = ce_loss_recovered(Losses(clean, clean, clean + torch.tensor([1.0, -1.0, 0.5, -0.4])))
+    assert value is None
+    assert "no loss to recover" in reason
+
+
+def test_token_identity_is_one_when_the_token_decides_and_below_zero_when_it_is_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(10, 8, generator=generator)
+    train, held_out = torch.randint(10, (500,), generator=generator), torch.randint(10, (200,), generator=generator)
+    assert token_identity_r2(means[train], train, means[held_out], held_out) == pytest.approx(1, abs=1e-6)
+    noise = torch.randn(700, 8, generator=generator)
+    assert -0.1 < token_identity_r2(noise[:500], train, noise[500:], held_out) < 0.01
+
+
+def test_token_identity_of_an_id_never_seen_in_training_is_the_overall_mean() -> None:
+    train = torch.tensor([[0.0, 0.0], [2.0, 4.0]])  # overall mean (1, 2)
+    held_out = torch.tensor([[1.0, 2.0], [3.0, 2.0]])
+    # held-out mean (2, 2), variance 2; errors about (1, 2): 0 and 4
+    found = token_identity_r2(train, torch.tensor([0, 1]), held_out, torch.tensor([7, 7]))
+    assert found == pytest.approx(1 - 4 / 2)
+
+
+def test_every_metric_is_a_row_with_a_definition_and_a_name_of_its_own() -> None:
+    rows = metrics_table().to_pylist()
+    assert len({row["metric"] for row in rows}) == len(METRICS)
+    assert all(len(row["description"]) > 30 for row in rows)

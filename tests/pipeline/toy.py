@@ -1,0 +1,157 @@
+"""Small models, a tokeniser and documents made in code, so that tests of the pipeline need neither network nor time."""
+
+import json
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from pipeline.config import ModelConfig
+from pipeline.models import LoadedModel, load_model
+
+END = "<|endoftext|>"
+
+WORDS = {
+    "who": "the fox, a heron, an old dog, seven geese, the miller, a child, two sailors, the queen, nobody, a beetle",
+    "does": "watches, follows, remembers, counts, paints, avoids, carries, questions, repairs, sings to",
+    "what": "the river, a lamp, the harbour, his shadow, red apples, an argument, the clock, cold stones, a map, rain",
+    "when": "at dawn, in winter, after the war, on Sundays, before supper, in 1907, every evening, without warning",
+}
+SHAPES = (
+    "{who} {does} {what} {when}.",
+    "{when}, {who} {does} {what}.",
+    "{who}, {who} and {who}: {what}!",
+    'Why does {who} think that {who} {does} {what}? "{when}", says {who}.',
+    "Of {number} kilometres, {who} {does} {number}.",
+)
+
+
+def toy_documents(n: int = 40, sentences: int = 60) -> list[tuple[str, str]]:
+    """Titles and texts: sentences of a few shapes over a skewed vocabulary; every document has a subject of its own."""
+    draw = random.Random(0)
+    lists = {key: words.split(", ") for key, words in WORDS.items()}
+    documents = []
+    for number in range(n):
+        subject = draw.choice(lists["who"])
+        made = [_sentence(draw, lists, subject) for _ in range(sentences + number % 7 * 5)]
+        documents.append((f"Document {number}", " ".join(made)))
+    return documents
+
+
+def _sentence(draw: random.Random, lists: dict[str, list[str]], subject: str) -> str:
+    text = draw.choice(SHAPES)
+    while "{" in text:
+        key = text[text.index("{") + 1 : text.index("}")]
+        text = text.replace("{" + key + "}", _word(draw, lists, subject, key), 1)
+    return text[0].upper() + text[1:]
+
+
+def _word(draw: random.Random, lists: dict[str, list[str]], subject: str, key: str) -> str:
+    if key == "number":
+        return str(draw.randint(2, 400))
+    if key == "who" and draw.random() < 0.4:
+        return subject
+    return lists[key][int(len(lists[key]) * draw.random() ** 2)]  # the first words are the commonest
+
+
+def write_toy_corpus(path: Path, n: int = 40, sentences: int = 60) -> Path:
+    """The documents as a jsonl file."""
+    lines = [json.dumps({"title": title, "text": text}) for title, text in toy_documents(n, sentences)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@cache
+def _backend() -> str:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((text for _, text in toy_documents()), trainer)
+    return str(tokenizer.to_str())
+
+
+def toy_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 400 tokens, which can spell any text."""
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_backend()), bos_token=END, eos_token=END)
+
+
+LLAMA: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+}
+GPT2: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+NEOX: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+}
+
+
+def toy_llama(**changes: Any) -> PreTrainedModel:
+    """Three layers of 32 dimensions with RMS norms and tied embeddings."""
+    return _made(LlamaForCausalLM, LlamaConfig, LLAMA | changes)
+
+
+def toy_gpt2(**changes: Any) -> PreTrainedModel:
+    """Two layers of 32 dimensions with biases, layer norms, learned positions and tied embeddings."""
+    return _made(GPT2LMHeadModel, GPT2Config, GPT2 | changes)
+
+
+def toy_neox(**changes: Any) -> PreTrainedModel:
+    """Two layers of 32 dimensions with biases, parallel branches and an unembedding of its own."""
+    return _made(GPTNeoXForCausalLM, GPTNeoXConfig, NEOX | changes)
+
+
+def _made(model_class: Any, config_class: Any, shape: dict[str, Any]) -> PreTrainedModel:
+    """A model in which no tensor is constant: fresh biases and norms are, and would hide a mistake."""
+    config = config_class(
+        vocab_size=len(toy_tokenizer()), bos_token_id=0, eos_token_id=0, initializer_range=0.2, **shape
+    )
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = model_class(config)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.eval().requires_grad_(False)
+    made: PreTrainedModel = model
+    return made
+
+
+def save_toy_model(folder: Path, model: PreTrainedModel | None = None) -> Path:
+    """Write a folder as transformers does: config.json, safetensors, tokeniser."""
+    (model or toy_llama()).save_pretrained(folder)
+    toy_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def toy_loaded(folder: Path, model: PreTrainedModel | None = None) -> LoadedModel:
+    """A toy model, written to the folder and loaded from it as the pipeline does."""
+    return load_model(ModelConfig(source=f"folder:{save_toy_model(folder, model)}"), folder)

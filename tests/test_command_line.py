@@ -1,0 +1,128 @@
+"""The command line: what it lists, and that bad input gets one sentence and exit status 2."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.__main__ import main
+from tests.pipeline.studies_for_tests import ROOT, command, toy_study
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    return toy_study(tmp_path)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one sentence that a refused command prints."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lineup: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("variants=[trained, step00]", "Unknown variant 'step00'. Known: trained, "),
+        ("layers=[0, 7]", "has no layer 7; allowed: 0 to 2"),
+        ("sae.k=96", "sae.k 96 must be smaller than sae.d_sae 96"),
+        ("sae.kk=3", "unknown key 'sae.kk'; known keys: architecture, d_sae, k, "),
+        ("sae.k=many", "sae.k: "),
+        ("sae.k=[", "'[' is not a YAML value"),
+        ("layers", "--set takes key=value"),
+        ("corpus.tokens=9000000", "9,000,000"),
+        ("corpus.context_length=40", "40 is not a multiple of collect.window 16"),
+        ("model.source=folder:/nowhere", "/nowhere"),
+        ("model.source=wheel:no-such-package", "no-such-package"),
+        ("model.source=zip:x", "Unknown model.source 'zip:x'. Known: "),
+        ("corpus.source=jsonl:/nowhere.jsonl", "/nowhere.jsonl"),
+    ],
+)
+def test_a_bad_study_is_refused_in_one_sentence(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, sentence: str
+) -> None:
+    found = refused(capsys, "run", str(study), "--runs", str(tmp_path / "runs"), "--set", change)
+    assert sentence in found
+
+
+def test_a_model_folder_without_weights_is_refused_and_the_page_learns_of_it(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for weights in (tmp_path / "model").glob("*.safetensors"):
+        weights.unlink()
+    found = refused(capsys, "run", str(study), "--runs", str(tmp_path / "runs"))
+    assert "model" in found
+    progress = json.loads((tmp_path / "runs" / "toy" / "progress.json").read_text())
+    assert progress["state"] == "failed"
+    assert f"lineup: {progress['error']}" == found
+
+
+def test_a_study_file_that_is_missing_or_no_yaml_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Cannot read the study file" in refused(capsys, "run", str(tmp_path / "none.yaml"))
+    (tmp_path / "list.yaml").write_text("- a\n")
+    assert "not keys with values" in refused(capsys, "run", str(tmp_path / "list.yaml"))
+
+
+def test_a_missing_package_is_named(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sae_lens", None)
+    found = refused(capsys, "run", str(study))
+    assert "sae_lens" in found
+    assert "pip install 'latent-lineup[pipeline]'" in found
+
+
+def test_a_second_run_of_the_same_study_is_refused(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.study import _alone
+
+    with _alone(tmp_path / "runs" / "toy"):
+        assert "being run by another process" in refused(capsys, "run", str(study), "--runs", str(tmp_path / "runs"))
+
+
+def test_a_full_disk_ends_the_run_in_one_sentence_and_the_rest_is_kept(study: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: writes fail in the same way, half-way through a file."""
+    limited = f"""
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
+from pipeline.__main__ import main
+sys.exit(main({command(study, tmp_path / "runs")[3:]!r}))
+"""
+    outcome = subprocess.run([sys.executable, "-c", limited], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 2, outcome.stderr
+    last = outcome.stderr.strip().splitlines()[-1]
+    assert last.startswith("lineup: Cannot write")
+    assert "run the same command again" in last
+    assert list((tmp_path / "runs" / "toy").glob("corpus-*/corpus.safetensors"))
+
+
+def test_a_port_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert port in refused(capsys, "serve", str(tmp_path), "--port", port)
+
+
+def test_a_path_that_does_not_exist_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nowhere" in refused(capsys, "serve", str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(("what", "names"), [("variants", "control"), ("metrics", "fvu"), ("scorers", "fuzzing")])
+def test_show_lists_what_there_is(what: str, names: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", what]) == 0
+    assert names in capsys.readouterr().out
+
+
+def test_the_demo_study_is_a_study() -> None:
+    data = yaml.safe_load((ROOT / "studies" / "demo.yaml").read_text())
+    assert data["layers"] == [1, 3, 12]
