@@ -1,15 +1,22 @@
 """Everything about each latent's activity: the sparse activations come in, tables of statistics and contexts go out."""
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import compute
 from scipy import sparse
 
 from pipeline.config import CollectConfig
+from pipeline.progress import Advance
 from pipeline.seeds import numpy_generator
+
+LATENTS_IN_PART = 512
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -30,6 +37,12 @@ class Firings:
     def count(self) -> Ints:
         """Firings of each latent, [d_sae]."""
         return np.diff(self.start)
+
+    def part(self, first: int, last: int) -> "Firings":
+        """The firings of latents `first` to `last` - 1, numbered from zero."""
+        rows = slice(self.start[first], self.start[last])
+        start = self.start[first : last + 1] - self.start[first]
+        return Firings(start, self.latent[rows] - first, self.token[rows], self.value[rows])
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,33 @@ def firings(codes: sparse.csr_array) -> Firings:
     start = columns.indptr.astype(np.int64)
     latent = np.repeat(np.arange(codes.shape[1]), np.diff(start))
     return Firings(start, latent, columns.indices.astype(np.int64), columns.data.astype(np.float64))
+
+
+def by_parts(
+    fired: Firings, work: Callable[[Firings, int], dict[str, pa.Table]], advance: Advance
+) -> dict[str, pa.Table]:
+    """Do work that treats each latent alone, a part of the latents at a time, on all cores; gives whole tables.
+
+    `work` gets a part's firings, its latents numbered from zero, and the number of the first; the tables that it
+    returns have a column `latent`, which is numbered anew here. Sorting small parts is also faster than all at once.
+    """
+    firsts = range(0, len(fired.count), LATENTS_IN_PART)
+
+    def one(first: int) -> dict[str, pa.Table]:
+        last = min(first + LATENTS_IN_PART, len(fired.count))
+        return {name: _moved(table, first) for name, table in work(fired.part(first, last), first).items()}
+
+    parts = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for part in pool.map(one, firsts):
+            parts.append(part)
+            advance(min(len(parts) * LATENTS_IN_PART, len(fired.count)), len(fired.count))
+    return {name: pa.concat_tables([part[name] for part in parts]) for name in parts[0]}
+
+
+def _moved(table: pa.Table, first: int) -> pa.Table:
+    place = table.column_names.index("latent")
+    return table.set_column(place, "latent", compute.add(table["latent"], first))
 
 
 def windows(fired: Firings, tokens: int, length: int) -> Windows:

@@ -220,11 +220,11 @@ class LayerRun:
         def build(folder: Path) -> int:
             trained = SAE.load_from_disk(self.train(), device=self.context.compute.device)
             loaded = self._activations()
-            with self.context.progress.stage("collect", f"{self.label} · collecting latents") as advance:
+            with self.context.progress.stage("encode", f"{self.label} · encoding the corpus") as advance:
                 found = codes.encode(trained, loaded, self.context.flat.size, self.context.compute, advance)
                 codes.save(found, folder)
                 self._write_metrics(trained, loaded, found, folder)
-                self._write_latents(trained, len(loaded.values), found, folder)
+            self._write_latents(trained, len(loaded.values), found, folder)
             return len(loaded.values)
 
         return self.context.artefacts.make("latents", self._latents_key, build)
@@ -244,39 +244,49 @@ class LayerRun:
 
     def _write_latents(self, trained: Any, tokens: int, found: Any, folder: Path) -> None:
         study = self.context.study
-        fired = collect.firings(found)
-        where = collect.windows(fired, self.context.flat.size, study.collect.window)
         norms = np.array(self.facts()["decoder_norms"])
         model = self.variant._model.model
-        tables = {
-            "latents": collect.latent_table(fired, self.context.flat, tokens, norms, study.collect, self.seed),
-            "contexts": collect.contexts(fired, where, study.collect, study.corpus.context_length, self.seed),
-            "histograms": collect.histograms(fired, study.collect.histogram_bins),
-            "logit_effects": logit_effects(
+
+        def work(fired: collect.Firings, first: int) -> dict[str, pa.Table]:
+            seed = derive_seed(self.seed, first)
+            where = collect.windows(fired, self.context.flat.size, study.collect.window)
+            own = norms[first : first + len(fired.count)]
+            tables = {
+                "latents": collect.latent_table(fired, self.context.flat, tokens, own, study.collect, seed),
+                "contexts": collect.contexts(fired, where, study.collect, study.corpus.context_length, seed),
+                "histograms": collect.histograms(fired, study.collect.histogram_bins),
+            }
+            return {name: pa.table(columns) for name, columns in tables.items()}
+
+        with self.context.progress.stage("tables", f"{self.label} · statistics and contexts", "latents") as advance:
+            tables = collect.by_parts(collect.firings(found), work, advance)
+            effects = logit_effects(
                 trained.W_dec.detach().float().cpu(),
                 final_gain(model),
                 model.get_output_embeddings().weight.detach(),
                 study.collect.logit_tokens,
                 self.context.compute,
-            ),
-        }
-        for name, columns in tables.items():
-            pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+            )
+            for name, table in (tables | {"logit_effects": pa.table(effects)}).items():
+                pq.write_table(table, folder / f"{name}.parquet")
 
     def scores(self) -> Path:
         """Tables `explanations` and `scores`."""
         study, context = self.context.study, self.context
 
-        def build(folder: Path) -> None:
-            fired = collect.firings(codes.load(self.latents()))
+        def work(fired: collect.Firings, first: int) -> dict[str, pa.Table]:
             where = collect.windows(fired, context.flat.size, study.collect.window)
-            seed = derive_seed(self.seed, "autointerp")
-            with context.progress.stage("score", f"{self.label} · explaining and scoring", "latents"):
-                explanations, scores = autointerp.explain_and_score(
-                    fired, where, context.flat, context.vocabulary, study.collect, study.autointerp, seed
-                )
-            pq.write_table(explanations, folder / "explanations.parquet")
-            pq.write_table(scores, folder / "scores.parquet")
+            seed = derive_seed(self.seed, "autointerp", first)
+            explanations, scores = autointerp.explain_and_score(
+                fired, where, context.flat, context.vocabulary, study.collect, study.autointerp, seed
+            )
+            return {"explanations": explanations, "scores": scores}
+
+        def build(folder: Path) -> None:
+            with context.progress.stage("score", f"{self.label} · explaining and scoring", "latents") as advance:
+                tables = collect.by_parts(collect.firings(codes.load(self.latents())), work, advance)
+            for name, table in tables.items():
+                pq.write_table(table, folder / f"{name}.parquet")
 
         key = self._latents_key | {"autointerp": study.autointerp.model_dump()}
         return context.artefacts.make("scores", key, build)
