@@ -147,9 +147,14 @@ def _sae(finished: Finished, layer: LayerRun, beside: Path) -> dict[str, Any]:
 
 
 def _timings(finished: Finished) -> pa.Table:
-    rows = []
-    for stage, variant, layer, folder in _stages(finished):
-        rows.append({"stage": stage, "variant": variant, "layer": layer, **timing(folder)})
+    first = finished.context.study.layers[0]
+    rows = [
+        {"stage": "forward", "variant": layer.variant.name, "layer": None, **layer.facts()["forward"]}
+        for layer in finished.layers
+        if layer.number == first
+    ]
+    for stage, variant, number, folder in _stages(finished):
+        rows.append({"stage": stage, "variant": variant, "layer": number, **timing(folder)})
     fields = [("stage", pa.string()), ("variant", pa.string()), ("layer", pa.int32()), ("seconds", pa.float64())]
     return pa.Table.from_pylist(rows, schema=pa.schema([*fields, ("tokens", pa.int64()), ("hardware", pa.string())]))
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sae_lens import SAE
 
 from pipeline import activations, autointerp, codes, collect, losses, match, sae
-from pipeline.artefacts import Artefacts, digest, file_sha256
+from pipeline.artefacts import Artefacts, digest, file_sha256, timing
 from pipeline.config import Study, hook_name
 from pipeline.corpus import Corpus
 from pipeline.hardware import Compute
@@ -199,10 +199,13 @@ class LayerRun:
             with self.context.progress.stage("train", f"{self.label} · training the SAE") as advance:
                 trained = sae.train(values, study.sae, info, self.seed, self.context.compute, advance)
             facts = trained.save(folder) | {"sha256": file_sha256(folder / "sae_weights.safetensors")}
+            facts["forward"] = timing(self.variant.forward())  # whose own folder is deleted when the variant is done
             facts |= {"outliers": loaded.outliers, "limit": loaded.limit, "dropped": loaded.dropped_share}
             (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
             return int(facts["training_tokens"])
 
+        if not self.context.artefacts.path("sae", self.sae_key).exists():
+            self.variant.forward()  # a stage of its own, with a time of its own
         return self.context.artefacts.make("sae", self.sae_key, build)
 
     def facts(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -73,7 +74,8 @@ def learn(examples: Examples, d_sae: int, vocabulary: int) -> Lexicon:
     prior = (np.bincount(parent, weights=marked, minlength=d_sae) + 0.5) / (totals + 1)
     above, owner = prior, np.arange(d_sae)
     place = np.arange(len(parent))
-    counted, gains = [], []
+    counted: list[tuple[Ints, Ints, Ints, Ints, NDArray[np.float64]]] = []
+    gains: list[Any] = []
     for token in _backwards(examples.tokens):
         key, row = np.unique(parent * base + token[place], return_inverse=True)
         seen = np.bincount(row, minlength=len(key))
@@ -87,7 +89,7 @@ def learn(examples: Examples, d_sae: int, vocabulary: int) -> Lexicon:
         parent, above, place = row[goes_on], probability, place[goes_on]
     kept = _best(np.concatenate([c[1] for c in counted]), np.concatenate(gains))
     bounds = np.cumsum([len(c[0]) for c in counted])[:-1]
-    levels = tuple(Level(*c, kept=k) for c, k in zip(counted, np.split(kept, bounds), strict=True))
+    levels = tuple(Level(*c, k) for c, k in zip(counted, np.split(kept, bounds), strict=True))
     return Lexicon(levels, base, prior)
 
 

@@ -1,0 +1,53 @@
+"""The documents tell the truth about commands, settings and files."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings
+from pipeline.__main__ import LISTS, _parser
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_every_setting_is_in_the_readme_with_its_default_and_no_other_is() -> None:
+    rows = dict(re.findall(r"^\| `(LINEUP_\w+)` \| (.*?) \|", README, re.MULTILINE))
+    expected = {}
+    for name, field in Settings.model_fields.items():
+        value = str(field.default[0]) if isinstance(field.default, tuple) else str(field.default)
+        expected[f"LINEUP_{name.upper()}"] = f"`{value}`" if value else "none"
+    assert {name: default.strip() for name, default in rows.items()} == expected
+
+
+def test_every_command_is_in_the_readme() -> None:
+    commands = set(next(action.choices for action in _parser()._actions if action.choices))
+    assert commands == set(re.findall(r"^\| `lineup (\w+)", README, re.MULTILINE))
+    assert "show " + r"\|".join(["variants", "metrics", "scorers"]) in README
+    assert set(LISTS) == {"variants", "metrics", "scorers"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipeline").rglob("*.py")), ids=lambda path: path.name)
+def test_every_file_of_the_pipeline_is_on_the_map(path: Path) -> None:
+    assert path.stem in CONTRIBUTING or path.name == "__init__.py"
+
+
+@pytest.mark.parametrize("document", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+def test_links_and_named_files_exist(document: str) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", document):
+        assert (ROOT / target).exists(), target
+    for name in re.findall(r"`((?:app|pipeline|tests|templates|studies)/[\w./]+)`", document):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_readme_leads_with_the_two_commands() -> None:
+    before = README.split("##")[0]
+    assert "\nmake demo" in before
+    assert "\nmake test" in before
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    for path in [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "app").rglob("*.py")]:
+        assert path.read_text(encoding="utf-8").startswith('"""'), path
