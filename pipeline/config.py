@@ -101,9 +101,9 @@ class AutointerpConfig(Section):
     min_contexts: Positive = 40
     """A latent qualifies when it is active in at least this many contexts."""
     examples: Positive = 40
-    """Activating contexts drawn for a latent (and as many non-activating): half to explain, half to score."""
+    """A latent's strongest contexts, half to explain and half to score, and as many non-activating ones."""
     mark_threshold: Share = 0.3
-    """A token is marked as active from this share of the latent's largest activation in the examples shown."""
+    """A token is marked as active from this share of the context's largest activation."""
 
 
 class Study(Section):

@@ -52,10 +52,14 @@ METRICS: tuple[Metric, ...] = (
     Metric("top_token_share", "latent", "Top-1 token share", "share", "Share of the activation mass that lies on the latent's commonest token id.", None, "linear", 0, 1),
     Metric("decoder_norm", "latent", "Decoder norm", "", "Norm of the latent's decoder row as trained, before it is folded into the encoder.", None, "linear", 0),
     Metric("firings", "latent", "Firings", "tokens", "Collected tokens on which the latent is active.", None, "log", 0),
-    Metric("detection_auroc", "latent", "Detection AUROC", "", "How well the explanation tells contexts in which the latent is active from others that it has not been shown: area under the ROC curve, 0.5 is chance.", True, "linear", 0, 1),
-    Metric("detection_balanced_accuracy", "latent", "Detection balanced accuracy", "", "Mean of the true positive and true negative rates of the same judgement at probability 0.5.", True, "linear", 0, 1),
-    Metric("fuzzing_auroc", "latent", "Fuzzing AUROC", "", "How well the explanation tells rightly marked tokens from as many random ones marked in contexts where the latent is silent: area under the ROC curve.", True, "linear", 0, 1),
-    Metric("fuzzing_balanced_accuracy", "latent", "Fuzzing balanced accuracy", "", "Mean of the true positive and true negative rates of the same judgement at probability 0.5.", True, "linear", 0, 1),
+    Metric("detection_auroc", "latent", "Detection AUROC", "", "How well the explanation, learnt from half of the latent's strongest contexts, tells the other half from contexts in which the latent is silent: area under the ROC curve, 0.5 is chance.", True, "linear", 0, 1),
+    Metric("fuzzing_auroc", "latent", "Fuzzing AUROC", "", "How well the explanation tells the rightly marked tokens of strong contexts it was not learnt from, from as many random tokens marked where the latent is silent: area under the ROC curve, 0.5 is chance.", True, "linear", 0, 1),
+    Metric("detection_quantiles_auroc", "latent", "Detection AUROC, all strengths", "", "The same explanation's detection AUROC on contexts from quantiles of equal count over the whole range of the latent's activations. Lower than on the strongest contexts where these flatter the latent.", True, "linear", 0, 1),
+    Metric("fuzzing_quantiles_auroc", "latent", "Fuzzing AUROC, all strengths", "", "The same explanation's fuzzing AUROC on contexts from quantiles of equal count over the whole range of the latent's activations.", True, "linear", 0, 1),
+    Metric("detection_balanced_accuracy", "latent", "Detection balanced accuracy", "", "Mean of the true positive and true negative rates of detection on the strongest contexts, judged at probability 0.5.", True, "linear", 0, 1),
+    Metric("fuzzing_balanced_accuracy", "latent", "Fuzzing balanced accuracy", "", "Mean of the true positive and true negative rates of fuzzing on the strongest contexts, judged at probability 0.5.", True, "linear", 0, 1),
+    Metric("detection_quantiles_balanced_accuracy", "latent", "Detection balanced accuracy, all strengths", "", "Mean of the true positive and true negative rates of detection on contexts of all strengths, judged at probability 0.5.", True, "linear", 0, 1),
+    Metric("fuzzing_quantiles_balanced_accuracy", "latent", "Fuzzing balanced accuracy, all strengths", "", "Mean of the true positive and true negative rates of fuzzing on contexts of all strengths, judged at probability 0.5.", True, "linear", 0, 1),
     Metric("best_match_correlation", "latent", "Best match", "Pearson r", "Largest correlation of the latent's activations, token by token, with any latent of another variant at the same layer.", None, "linear", None, 1),
 )  # fmt: skip
 

@@ -101,6 +101,8 @@ CREATE TABLE latents (
         -- pending | scored | failed | dead | too_few_contexts | no_non_activating_contexts
     detection_auroc DOUBLE, detection_balanced_accuracy DOUBLE,
     fuzzing_auroc DOUBLE, fuzzing_balanced_accuracy DOUBLE,
+    detection_quantiles_auroc DOUBLE, detection_quantiles_balanced_accuracy DOUBLE,
+    fuzzing_quantiles_auroc DOUBLE, fuzzing_quantiles_balanced_accuracy DOUBLE,
     best_match_correlation DOUBLE,   -- largest over the other variants at the same layer
     PRIMARY KEY (sae, latent)
 );

@@ -291,7 +291,7 @@ class LayerRun:
             for name, table in tables.items():
                 pq.write_table(table, folder / f"{name}.parquet")
 
-        key = self._latents_key | {"autointerp": study.autointerp.model_dump()}
+        key = self._latents_key | {"autointerp": study.autointerp.model_dump(), "scorers": list(autointerp.SCORERS)}
         return context.artefacts.make("scores", key, build)
 
     def matches(self, other: "LayerRun") -> Path:

@@ -22,7 +22,7 @@ class Part(NamedTuple):
 Source: TypeAlias = "pa.Table | Sequence[Part]"
 """A table's rows: in memory, or in Parquet files that are read in the order given."""
 
-SCORE_COLUMNS = ("detection", "fuzzing")
+SCORE_COLUMNS = ("detection", "fuzzing", "detection_quantiles", "fuzzing_quantiles")
 """Scorers whose scores are columns of `latents`."""
 
 

@@ -6,8 +6,18 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 
-from pipeline.collect import Firings, Ints, Windows, by_quantile, entries_of, non_activating
+from pipeline.collect import (
+    Firings,
+    Ints,
+    Windows,
+    by_quantile,
+    entries_of,
+    non_activating,
+    rank_within,
+    shuffle_within,
+)
 from pipeline.config import AutointerpConfig, CollectConfig
+from pipeline.seeds import numpy_generator
 
 
 @dataclass(frozen=True)
@@ -27,10 +37,14 @@ class Examples:
 
 @dataclass(frozen=True)
 class Split:
-    """The explainer's half, the scorer's half, and for each latent why it has neither ('' when it has)."""
+    """The explainer's half, what is scored, and for each latent why it has neither ('' when it has)."""
 
     explain: Examples
-    score: Examples
+    """Half of the strongest contexts: what a person or a program is usually shown."""
+    strongest: Examples
+    """The other half of them."""
+    quantiles: Examples
+    """Contexts from strata of equal count over the whole range of activations, none of them shown to the explainer."""
     excluded: NDArray[np.str_]
     """[d_sae]: '' | dead | too_few_contexts | no_non_activating_contexts"""
 
@@ -43,27 +57,32 @@ def draw(
     config: AutointerpConfig,
     seed: int,
 ) -> Split:
-    """Draw and split before anything is explained; no context of a latent is in both halves.
+    """Draw and split before anything is explained; no context of a latent is both explained and scored.
 
-    Activating contexts come from strata of equal count by peak activation, half of each stratum to each side;
-    non-activating ones at random without replacement.
+    Non-activating contexts are drawn at random without replacement; both scored sets have the same ones.
     """
-    each = config.examples // collect.quantiles
-    rows, _, rank = by_quantile(where, collect.quantiles, each, seed)
+    order, rank = rank_within(where.latent, -where.peak)
+    strongest = np.sort(order[rank < config.examples])
+    shuffled, place = shuffle_within(where.latent[strongest], numpy_generator(seed, "halves"))
+    explained, scored = strongest[shuffled[place % 2 == 0]], strongest[shuffled[place % 2 == 1]]
+    spread, _, _ = by_quantile(where, collect.quantiles, config.examples // 2 // collect.quantiles, seed)
     silent_latent, silent_window = non_activating(where, config.examples, seed)
-    silent_rank = np.arange(len(silent_latent)) - np.searchsorted(silent_latent, silent_latent)
     excluded = _excluded(where, silent_latent, config)
-    latent = np.concatenate([where.latent[rows], silent_latent])
-    window = np.concatenate([where.window[rows], silent_window])
-    everything = Examples(
-        latent=latent,
-        tokens=corpus.reshape(-1, where.length)[window],
-        active=np.arange(len(latent)) < len(rows),
-        marked=_marks(fired, where, rows, len(silent_latent), config.mark_threshold),
-    )
-    to_explainer = np.concatenate([rank, silent_rank]) % 2 == 0
-    qualifies = excluded[latent] == ""
-    return Split(everything.part(qualifies & to_explainer), everything.part(qualifies & ~to_explainer), excluded)
+    odd = (np.arange(len(silent_latent)) - np.searchsorted(silent_latent, silent_latent)) % 2 == 1
+
+    def examples(rows: Ints, silent: NDArray[np.bool_]) -> Examples:
+        latent = np.concatenate([where.latent[rows], silent_latent[silent]])
+        window = np.concatenate([where.window[rows], silent_window[silent]])
+        everything = Examples(
+            latent=latent,
+            tokens=corpus.reshape(-1, where.length)[window],
+            active=np.arange(len(latent)) < len(rows),
+            marked=_marks(fired, where, rows, int(silent.sum()), config.mark_threshold),
+        )
+        return everything.part(excluded[latent] == "")
+
+    unseen = np.setdiff1d(spread, explained)
+    return Split(examples(explained, ~odd), examples(scored, odd), examples(unseen, odd), excluded)
 
 
 def _excluded(where: Windows, silent_latent: Ints, config: AutointerpConfig) -> NDArray[np.str_]:

@@ -24,11 +24,12 @@ class Explainer(NamedTuple):
 
 
 class Scorer(NamedTuple):
-    """A question put to an explanation about unseen examples."""
+    """A question put to an explanation about examples that the explainer has not seen."""
 
     name: str
     description: str
     rate: Callable[[Examples, NDArray[np.float64], int], Rated]
+    examples: Callable[[Split], Examples]
 
 
 EXPLAINERS: dict[str, Explainer] = {
@@ -45,8 +46,27 @@ EXPLAINERS: dict[str, Explainer] = {
 SCORERS: dict[str, Scorer] = {
     row.name: row
     for row in (
-        Scorer("detection", "does this context activate the latent?", detection),
-        Scorer("fuzzing", "are the marked tokens the ones that activate it?", fuzzing),
+        Scorer(
+            "detection", "does this context activate the latent? (strongest contexts)", detection, lambda s: s.strongest
+        ),
+        Scorer(
+            "fuzzing",
+            "are the marked tokens the ones that activate it? (strongest contexts)",
+            fuzzing,
+            lambda s: s.strongest,
+        ),
+        Scorer(
+            "detection_quantiles",
+            "detection on contexts of all strengths, from quantiles of the activation",
+            detection,
+            lambda s: s.quantiles,
+        ),
+        Scorer(
+            "fuzzing_quantiles",
+            "fuzzing on contexts of all strengths, from quantiles of the activation",
+            fuzzing,
+            lambda s: s.quantiles,
+        ),
     )
 }
 
@@ -63,19 +83,19 @@ def explain_and_score(
     """The tables `explanations` (a row for every latent) and `scores` (a row for each scored latent and scorer)."""
     split = draw(fired, where, corpus, collect, config, seed)
     lexicon = lexical.learn(split.explain, len(where.count), len(vocabulary))
-    probabilities = lexicon.probabilities(split.score)
-    scores = [_scores(name, split.score, probabilities, seed) for name in SCORERS]
+    scores = [_scores(scorer, split, lexicon, seed) for scorer in SCORERS.values()]
     return _explanations(split, lexicon, vocabulary), pa.concat_tables(scores)
 
 
-def _scores(name: str, examples: Examples, probabilities: NDArray[np.float64], seed: int) -> pa.Table:
-    verdict = score(SCORERS[name].rate(examples, probabilities, derive_seed(seed, name)))
+def _scores(scorer: Scorer, split: Split, lexicon: lexical.Lexicon, seed: int) -> pa.Table:
+    examples = scorer.examples(split)
+    verdict = score(scorer.rate(examples, lexicon.probabilities(examples), derive_seed(seed, scorer.name)))
     count = len(verdict.latent)
     return pa.table(
         {
             "latent": verdict.latent,
             "explainer": ["lexical"] * count,
-            "scorer": [name] * count,
+            "scorer": [scorer.name] * count,
             "auroc": verdict.auroc,
             "balanced_accuracy": verdict.balanced_accuracy,
             "positives": verdict.positives,

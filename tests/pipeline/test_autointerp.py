@@ -67,10 +67,26 @@ def test_no_context_is_shown_to_the_explainer_and_scored_as_well(
     split = draw(fired, where, marked_by_place, COLLECT, CONFIG, seed=0)
     for latent in (TOKEN, NOISE):
         seen = {row[0] for row in split.explain.tokens[split.explain.latent == latent]}
-        scored = {row[0] for row in split.score.tokens[split.score.latent == latent]}
-        assert len(seen) == len(scored) == 20
-        assert not seen & scored
-    assert split.explain.active.sum() == split.score.active.sum()
+        for half in (split.strongest, split.quantiles):
+            scored = {row[0] for row in half.tokens[half.latent == latent]}
+            assert len(scored) > 10
+            assert not seen & scored
+        assert len(seen) == 20
+    assert split.explain.active.sum() == split.strongest.active.sum()
+
+
+def test_the_explainer_sees_the_strongest_contexts_and_the_quantiles_are_weaker(
+    fired: collect.Firings, where: collect.Windows, corpus: np.ndarray
+) -> None:
+    split = draw(fired, where, np.arange(len(corpus), dtype=np.int32), COLLECT, CONFIG, seed=0)
+    peaks = dict(zip(where.window[where.latent == TOKEN] * WINDOW, where.peak[where.latent == TOKEN], strict=True))
+
+    def shown(half: Examples) -> list[float]:
+        return [peaks[row[0]] for row in half.tokens[(half.latent == TOKEN) & half.active]]
+
+    both = sorted(shown(split.explain) + shown(split.strongest), reverse=True)
+    assert both == sorted(peaks.values(), reverse=True)[:20]
+    assert np.mean(shown(split.quantiles)) < min(both)
 
 
 def test_every_latent_without_a_score_has_its_reason(
