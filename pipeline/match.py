@@ -1,5 +1,8 @@
 """Which latents of two SAEs do the same: two sparse activation matrices come in, each latent's best matches go out."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
@@ -18,14 +21,17 @@ def correlations(
     mean_one, std_one = _moments(one)
     mean_other, std_other = _moments(other)
     transposed = one.T.tocsr()
-    blocks = []
-    for start in range(0, one.shape[1], ROWS):
+
+    def block(start: int) -> NDArray[np.float32]:
         rows = slice(start, start + ROWS)
         products = np.asarray((transposed[rows] @ other).toarray()) / tokens
         covariance = products - np.outer(mean_one[rows], mean_other)
         scale = np.outer(std_one[rows], std_other)
-        blocks.append(np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0).astype(np.float32))
-    return np.concatenate(blocks)
+        found = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
+        return np.asarray(found, dtype=np.float32)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.concatenate(list(pool.map(block, range(0, one.shape[1], ROWS))))
 
 
 def _moments(codes: sparse.csr_array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
