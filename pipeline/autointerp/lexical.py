@@ -151,7 +151,7 @@ def _ngram(lexicon: Lexicon, number: int, row: int) -> tuple[int, ...]:
 
 def text(own: Sequence[Rule], vocabulary: Sequence[str]) -> str:
     """The rules as a line for people; those that speak against firing are left to the JSON."""
-    for_firing = [rule for rule in own if rule.probability >= 0.3][:6]
+    for_firing = [rule for rule in own if rule.marked and rule.probability >= 0.3][:6]
     if not for_firing:
         return "no token or n-gram stands out"
     parts = (f"“{_words(rule.tokens, vocabulary)}” ({rule.marked} of {rule.seen})" for rule in for_firing)

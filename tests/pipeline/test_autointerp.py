@@ -143,6 +143,12 @@ def test_the_scorer_uses_the_rules_that_are_stored_and_nothing_else() -> None:
     assert (lexicon.probabilities(seen) == lexicon.prior[0]).all()
 
 
+def test_the_text_names_only_what_was_seen_to_fire() -> None:
+    own = [lexical.Rule((1,), 3, 4, 0.6), lexical.Rule((2, 1), 0, 1, 0.4), lexical.Rule((3,), 1, 50, 0.02)]
+    assert lexical.text(own, [" a", " b", " c", " d"]) == "fires on “ b” (3 of 4)"
+    assert lexical.text(own[1:], [" a", " b", " c", " d"]) == "no token or n-gram stands out"
+
+
 def test_auroc_and_balanced_accuracy_of_a_case_worked_by_hand() -> None:
     # positives .9 .5 .2, negatives .5 .1: pairs right 1+1, half+1, 0+1 = 4.5 of 6.
     # at .5: two of three positives said yes, one of two negatives said no: (2/3 + 1/2) / 2
