@@ -11,6 +11,7 @@ SCORE_STATES = {
     "dead": "dead, so not scored",
     "too_few_contexts": "too few activating contexts to score",
     "no_non_activating_contexts": "active in every context, so nothing to score it against",
+    "failed": "the explainer failed",
 }
 """What a latent's state of scoring means, in words."""
 

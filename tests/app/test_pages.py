@@ -127,7 +127,7 @@ def test_a_dead_latent_says_so_and_has_no_numbers(client: TestClient) -> None:
     [
         (3, "Active in every context, so nothing"),
         (8, "Too few activating contexts to score"),
-        (13, "The endpoint answered 500 five times"),
+        (13, "The explainer failed: the endpoint answered 500 five times"),
     ],
 )
 def test_a_latent_without_a_score_says_why(client: TestClient, latent: int, words: str) -> None:
