@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ REFRESH_SECONDS = 0.5
 class Progress:
     """Writes the state of the run at most twice a second, replacing the file as a whole."""
 
-    def __init__(self, path: Path, study: str, title: str, planned_saes: int, terminal: TextIO = sys.stderr) -> None:
+    def __init__(self, path: Path, study: str, title: str, planned_saes: int, terminal: TextIO) -> None:
         self._path = path
         self._terminal = terminal
         self._started = time.monotonic()

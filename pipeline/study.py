@@ -29,7 +29,7 @@ PACKAGES = ("latent-lineup", "duckdb", "numpy", "sae-lens", "scipy", "torch", "t
 """Packages whose version may change a number."""
 
 
-def run_study(study: Study, runs: Path, terminal: TextIO = sys.stderr) -> Path:
+def run_study(study: Study, runs: Path, terminal: TextIO | None = None) -> Path:
     """Run what is missing of a study and give its database, `runs/<name>.duckdb`.
 
     Raises LineupError for whatever the user can mend; what is finished is kept.
@@ -38,9 +38,8 @@ def run_study(study: Study, runs: Path, terminal: TextIO = sys.stderr) -> Path:
         find_variant(name)
     folder, database = runs / study.name, runs / f"{study.name}.duckdb"
     with _alone(folder):
-        progress = Progress(
-            folder / "progress.json", study.name, study.title, len(study.variants) * len(study.layers), terminal
-        )
+        planned = len(study.variants) * len(study.layers)
+        progress = Progress(folder / "progress.json", study.name, study.title, planned, terminal or sys.stderr)
         try:
             context = _prepare(study, folder, progress)
             _run(context, database)
