@@ -34,7 +34,7 @@ def encode(
     columns, data = [], []
     for start in range(0, len(activations.values), BATCH):
         batch = activations.values[start : start + BATCH].to(compute.device)
-        with torch.inference_mode(), compute.autocast():
+        with torch.inference_mode(), compute.autocast(), torch.sparse.check_sparse_tensor_invariants(enable=False):
             rows, latents, values = _nonzero(sae.encode(batch))
         where = activations.token[start : start + BATCH].numpy()
         counts[where] = np.bincount(rows, minlength=len(where))
