@@ -70,7 +70,7 @@ document.addEventListener("keydown", (event) => {
     if (stepToken(event.target, event.key === "ArrowRight" ? 1 : -1)) event.preventDefault();
     return;
   }
-  if (busy && event.key.length === 1 && !event.repeat) {
+  if (busy && (event.key.length === 1 || event.key === "Enter") && !event.repeat) {
     waiting.push(event.key);
     event.preventDefault();
   } else if (!busy && event.key.length === 1 && press(event.key)) {
@@ -83,7 +83,18 @@ function escape(event) {
   if (event.target.matches?.("input")) event.target.blur();
 }
 
-/* A key pressed while a page is on its way is meant for that page. */
+/* Keys pressed while a page is on its way are meant for that page, in their order. */
+function replay() {
+  while (waiting.length && !busy) {
+    const key = waiting.shift();
+    const focused = document.activeElement;
+    const writes = focused.matches("input");
+    if (key === "Enter") writes ? focused.form?.requestSubmit() : focused.click();
+    else if (writes) document.execCommand("insertText", false, key);
+    else press(key);
+  }
+}
+
 const isMain = (event) => event.detail.target?.id === "main";
 document.addEventListener("htmx:beforeRequest", (event) => { if (isMain(event)) busy = true; });
 document.addEventListener("htmx:afterRequest", (event) => {
@@ -92,8 +103,7 @@ document.addEventListener("htmx:afterRequest", (event) => {
 document.addEventListener("htmx:afterSettle", (event) => {
   if (!isMain(event)) return;
   busy = false;
-  const key = waiting.shift();
-  if (key) press(key);
+  replay();
 });
 
 /* ---- Tooltips: the title attribute, on hover and on focus ---- */
