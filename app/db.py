@@ -58,6 +58,7 @@ class Database:
     def __init__(self, query_seconds: float) -> None:
         self._seconds = query_seconds
         self._open: dict[Path, _Open] = {}
+        self._cursors: set[duckdb.DuckDBPyConnection] = set()
         self._lock = threading.Lock()
 
     @contextmanager
@@ -68,10 +69,17 @@ class Database:
             alarm = threading.Timer(self._seconds, cursor.interrupt)
             alarm.daemon = True
             alarm.start()
+            self._cursors.add(cursor)
             try:
                 yield Reader(cursor, path.name, self._seconds)
             finally:
+                self._cursors.discard(cursor)
                 alarm.cancel()
+
+    def interrupt(self) -> None:
+        """End all queries that are under way, as when the time is up."""
+        for cursor in tuple(self._cursors):
+            cursor.interrupt()
 
     def close(self) -> None:
         """Close every file."""

@@ -5,17 +5,18 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import render
+from app.db import Database
+from app.envelope import Envelope
 from app.errors import PageError, ServeError, Way, bad_request
 from app.routes import compare, health, latent, latents, overview, plots, progress, studies
 from app.settings import Settings
@@ -23,16 +24,6 @@ from app.studies import Studies, StudyPendingError
 
 PACKAGED_ASSETS: list[str | tuple[str, str]] = [("js_lib_htmx", "static/htmx"), ("plotly", "package_data")]
 """Front-end libraries out of installed Python packages, so that pages need no network."""
-
-SECURITY_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none';"
-        " form-action 'self'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-}
-"""No inline script, no inline style: what a corpus smuggles into a page stays text."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -47,7 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _crash)
-    app.add_middleware(_Envelope, base_path=settings.base_path)
+    app.add_middleware(Envelope, base_path=settings.base_path, refuse=_page_error)
     return app
 
 
@@ -60,8 +51,21 @@ def serve(settings: Settings) -> None:
         host = f"[{shown}]" if ":" in shown else shown
         sys.stdout.write(f"Latent Lineup: http://{host}:{port}{settings.base_path}/  (Ctrl+C stops it)\n")
         sys.stdout.flush()
-        config = uvicorn.Config(create_app(settings), log_level=settings.log_level, access_log=False)
-        uvicorn.Server(config).run(sockets=[listener])
+        app = create_app(settings)
+        config = uvicorn.Config(app, log_level=settings.log_level, access_log=False, timeout_graceful_shutdown=1)
+        _Server(config, app.state.studies.database).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """A server that, told to stop, waits for no query."""
+
+    def __init__(self, config: uvicorn.Config, database: Database) -> None:
+        super().__init__(config)
+        self._database = database
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._database.interrupt()
+        super().handle_exit(sig, frame)
 
 
 def _check_paths(settings: Settings) -> None:
@@ -102,27 +106,6 @@ def _listen(settings: Settings) -> socket.socket:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     app.state.studies.database.close()
-
-
-class _Envelope:
-    """Tells requests the base path; adds the security headers to responses, and to pages what caches need."""
-
-    def __init__(self, app: ASGIApp, base_path: str) -> None:
-        self._app, self._base_path = app, base_path
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers.update(SECURITY_HEADERS)
-                if headers.get("content-type", "").startswith("text/html"):
-                    headers.add_vary_header("HX-Request")
-                    headers.setdefault("Cache-Control", "no-cache")
-            await send(message)
-
-        if self._base_path:
-            scope["root_path"] = self._base_path
-        await self._app(scope, receive, send_with_headers)
 
 
 def _page_error(request: Request, error: Exception) -> Response:

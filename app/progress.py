@@ -16,7 +16,7 @@ Phase = Literal["running", "stopped", "done", "failed"]
 class _Report(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
-    state: Literal["running", "done", "failed"]
+    state: Phase
     updated: float
     study: str = ""
     title: str = ""

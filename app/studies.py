@@ -142,12 +142,12 @@ class Studies:
     """All studies of one server."""
 
     def __init__(self, paths: Iterable[Path], query_seconds: float) -> None:
-        self._paths = tuple(path.absolute() for path in paths)
+        self.paths = tuple(path.absolute() for path in paths)
         self.database = Database(query_seconds)
 
     def entries(self) -> list[Entry]:
         """What there is now."""
-        return find_entries(self._paths)
+        return find_entries(self.paths)
 
     def entry(self, name: str) -> Entry:
         """A study by name; raises a 404."""

@@ -6,20 +6,22 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from pipeline.errors import LineupError
 
-DEMO = Path(__file__).resolve().parent.parent / "studies" / "demo.yaml"
+STUDIES = Path(__file__).resolve().parent.parent / "studies"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        with _terminable():
+            options.command(options)
     except LineupError as error:
         _say(f"lineup: {error}", sys.stderr)
         return 2
@@ -29,13 +31,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the program in an orderly way, also where nothing else would: as process 1 of a container."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lineup", description="SAE latents of trained and randomised transformers, side by side."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="run a study, or what is missing of it")
-    run.add_argument("study", type=Path, metavar="STUDY.yaml")
+    run.add_argument("study", type=Path, metavar="STUDY.yaml", help="a study file, or the name of one that comes along")
     run.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the study file, as in sae.k=16"
     )
@@ -63,13 +79,19 @@ def _address(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> None:
     from pipeline.config import load_study
 
-    study = load_study(options.study, tuple(options.set))
+    study = load_study(_study_file(options.study), tuple(options.set))
     _need_pipeline()
     _quieten()
     from pipeline.study import run_study
 
     database = run_study(study, options.runs)
     _say(f"complete: {database}   (lineup serve {database})")
+
+
+def _study_file(given: Path) -> Path:
+    """The file as given; or, for a bare name such as `demo`, the study of that name that comes with the program."""
+    own = STUDIES / f"{given}.yaml"
+    return own if len(given.parts) == 1 and not given.exists() and own.is_file() else given
 
 
 def _need_pipeline() -> None:
@@ -105,14 +127,13 @@ def _dashboard(options: argparse.Namespace, paths: tuple[Path, ...] | None) -> N
 def _demo(options: argparse.Namespace) -> None:
     _need_pipeline()
     options.runs.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pipeline", "run", str(DEMO), "--runs", str(options.runs)]
+    command = [sys.executable, "-m", "pipeline", "run", str(STUDIES / "demo.yaml"), "--runs", str(options.runs)]
     study = subprocess.Popen(command)
     try:
         _dashboard(options, (options.runs,))
     finally:
-        if study.poll() is None:
-            study.send_signal(signal.SIGINT)
-            study.wait()
+        study.terminate()
+        study.wait()
 
 
 def _show(options: argparse.Namespace) -> None:

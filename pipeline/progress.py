@@ -55,6 +55,10 @@ class Progress:
         """The study is complete."""
         self._set(state="done", label="complete", stage="", rate=None, stage_seconds_left=None, seconds_left=0.0)
 
+    def stopped(self) -> None:
+        """The run was told to end before it was complete."""
+        self._set(state="stopped", rate=None, stage_seconds_left=None, seconds_left=None)
+
     def failed(self, sentence: str) -> None:
         """The run ended with an error."""
         self._set(state="failed", error=sentence)

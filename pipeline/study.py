@@ -6,7 +6,9 @@ there, and a finished one is only looked at.
 
 import fcntl
 import hashlib
+import os
 import platform
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,13 +43,32 @@ def run_study(study: Study, runs: Path, terminal: TextIO | None = None) -> Path:
         planned = len(study.variants) * len(study.layers)
         progress = Progress(folder / "progress.json", study.name, study.title, planned, terminal or sys.stderr)
         try:
-            context = _prepare(study, folder, progress)
-            _run(context, database)
+            with _ended_by_sigterm(progress):
+                context = _prepare(study, folder, progress)
+                _run(context, database)
         except LineupError as error:
             progress.failed(str(error))
             raise
+        except KeyboardInterrupt:
+            progress.stopped()
+            raise
         progress.done()
     return database
+
+
+@contextmanager
+def _ended_by_sigterm(progress: Progress) -> Iterator[None]:
+    """SIGTERM ends the process on the spot: artefacts stand any kill, while an orderly end would wait for threads."""
+
+    def end(*_: object) -> None:
+        progress.stopped()
+        os._exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(context: Context, database: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line: what it lists, and that bad input gets one sentence and exit status 2."""
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from app.progress import read_progress
 from pipeline.__main__ import main
 from tests.pipeline.studies_for_tests import ROOT, command, toy_study
 
@@ -94,6 +96,7 @@ def test_a_full_disk_ends_the_run_in_one_sentence_and_the_rest_is_kept(study: Pa
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
+from app.progress import read_progress
 from pipeline.__main__ import main
 sys.exit(main({command(study, tmp_path / "runs")[3:]!r}))
 """
@@ -115,6 +118,37 @@ def test_a_port_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_a_path_that_does_not_exist_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere" in refused(capsys, "serve", str(tmp_path / "nowhere"))
+
+
+def test_a_study_that_comes_along_is_run_by_its_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "no layer 99" in refused(capsys, "run", "demo", "--set", "layers=[99]", "--runs", str(tmp_path))
+    assert "Cannot read the study file" in refused(capsys, "run", "no-such-study")
+
+
+def test_sigterm_ends_a_run_and_the_page_learns_of_it(study: Path, tmp_path: Path) -> None:
+    report = tmp_path / "runs" / "toy" / "progress.json"
+    with subprocess.Popen(command(study, tmp_path / "runs"), cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if "corpus" in line or "tokenising" in line)
+        process.terminate()
+        assert process.wait() == 128 + signal.SIGTERM
+    assert json.loads(report.read_text())["state"] == "stopped"
+    progress = read_progress(report)
+    assert progress is not None
+    assert progress.phase == "stopped"
+
+
+def test_sigterm_ends_the_demo_with_the_study_that_it_started(tmp_path: Path) -> None:
+    demo = [sys.executable, "-m", "pipeline", "demo", "--runs", str(tmp_path), "--port", "0"]
+    report = tmp_path / "demo" / "progress.json"
+    with subprocess.Popen(demo, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "Latent Lineup: http://127.0.0.1:" in process.stdout.readline()
+        process.stderr.readline()  # the study has begun
+        process.terminate()
+        assert process.wait() == 128 + signal.SIGTERM
+    assert json.loads(report.read_text())["state"] == "stopped"
 
 
 @pytest.mark.parametrize(("what", "names"), [("variants", "control"), ("metrics", "fvu"), ("scorers", "fuzzing")])

@@ -1,9 +1,12 @@
 """The documents tell the truth about commands, settings and files."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
 from app.settings import Settings
 from pipeline.__main__ import LISTS, _parser
@@ -40,6 +43,33 @@ def test_links_and_named_files_exist(document: str) -> None:
         assert (ROOT / target).exists(), target
     for name in re.findall(r"`((?:app|pipeline|tests|templates|studies)/[\w./]+)`", document):
         assert (ROOT / name).exists(), name
+
+
+def versions(name: str) -> dict[str, str]:
+    """Package names and versions of a file of requirements; hashes and markers left out."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    found = re.findall(r"^([\w.\-]+)==([\w.]+)", text, re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in found}
+
+
+@pytest.mark.parametrize(("lock", "extras"), [("serve", []), ("pipeline", ["pipeline"])])
+def test_what_the_images_install_is_what_the_project_asks_for(lock: str, extras: list[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    locked, measured = versions(f"container/{lock}.txt"), versions("constraints.txt")
+    for requirement in map(Requirement, asked):
+        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        version = (locked | versions("container/torch.txt"))[name]
+        assert requirement.specifier.contains(version), f"{requirement}, locked {version}: run `make lock`"
+    assert {name: version for name, version in locked.items() if measured.get(name, version) != version} == {}
+
+
+def test_the_services_of_the_compose_file_are_stages_and_commands_that_there_are() -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    stages = re.findall(r"^FROM \S+ AS (\w+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {service["build"]["target"] for service in compose["services"].values()} <= set(stages)
+    _parser().parse_args(compose["services"]["study"]["command"])
+    assert all(service["read_only"] for service in compose["services"].values())
 
 
 def test_the_readme_leads_with_the_two_commands() -> None:

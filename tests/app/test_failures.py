@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -94,6 +95,16 @@ def test_a_query_that_takes_too_long_is_interrupted(tmp_path: Path) -> None:
     file, database = tmp_path / "small.duckdb", Database(0.05)
     write_small_study(file, layers=(0,), latents=10)
     with pytest.raises(PageError, match=r"after 0\.05 seconds") as caught, database.reading(file) as reader:
+        reader.rows("SELECT count(*) FROM range(100000000000) a, range(100000) b")
+    assert caught.value.status == 503
+    database.close()
+
+
+def test_a_server_that_is_told_to_stop_waits_for_no_query(tmp_path: Path) -> None:
+    file, database = tmp_path / "small.duckdb", Database(60)
+    write_small_study(file, layers=(0,), latents=10)
+    threading.Timer(1.0, database.interrupt).start()
+    with pytest.raises(PageError) as caught, database.reading(file) as reader:
         reader.rows("SELECT count(*) FROM range(100000000000) a, range(100000) b")
     assert caught.value.status == 503
     database.close()
@@ -212,7 +223,7 @@ def test_two_studies_of_the_same_name_both_have_an_address(tmp_path: Path) -> No
     for folder in ("a", "b"):
         write_small_study(tmp_path / folder / "small.duckdb", layers=(0,), latents=10)
     with TestClient(create_app(Settings(paths=(tmp_path / "a", tmp_path / "b" / "small.duckdb")))) as client:
-        assert client.get("/healthz").json()["studies"] == 2
+        assert client.get("/readyz").json()["studies"] == 2
         assert client.get("/s/small-2").status_code == 200
 
 
