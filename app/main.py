@@ -8,17 +8,18 @@ from contextlib import asynccontextmanager
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from app import render
+from app.blind.access import Labels, labels_path, not_while_rating
 from app.db import Database
 from app.envelope import Envelope
 from app.errors import PageError, ServeError, Way, bad_request
-from app.routes import compare, health, latent, latents, overview, plots, progress, studies
+from app.routes import api, blind, compare, health, latent, latents, overview, plots, progress, rate, studies
 from app.settings import Settings
 from app.studies import Studies, StudyPendingError
 
@@ -30,9 +31,13 @@ def create_app(settings: Settings) -> FastAPI:
     """Build the dashboard over the studies at `settings.paths`."""
     app = FastAPI(title="Latent Lineup", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
     app.state.studies = Studies(settings.paths, settings.query_seconds)
+    app.state.labels = Labels(labels_path(settings.labels, settings.paths))
+    app.state.organiser_key = settings.organiser_key
     app.mount("/static", StaticFiles(directory=render.STATIC, packages=PACKAGED_ASSETS), name="static")
-    for module in (studies, overview, latents, latent, compare, plots, progress, health):
+    for module in (studies, overview, progress, health, blind, rate, api):
         app.include_router(module.router)
+    for module in (latents, latent, compare, plots):
+        app.include_router(module.router, dependencies=[Depends(not_while_rating)])
     app.add_exception_handler(PageError, _page_error)
     app.add_exception_handler(StudyPendingError, _pending)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -106,10 +111,14 @@ def _listen(settings: Settings) -> socket.socket:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     app.state.studies.database.close()
+    app.state.labels.close()
 
 
 def _page_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PageError)
+    if request.url.path.startswith("/api/"):
+        content = {"error": error.title, "message": error.message, "advice": error.advice}
+        return JSONResponse(content, status_code=error.status)
     return render.page(request, "error", {"error": error}, status=error.status)
 
 

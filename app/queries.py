@@ -268,3 +268,34 @@ def sample(reader: Reader, columns: tuple[str, str], most: int) -> list[Row]:
         " QUALIFY row_number() OVER (PARTITION BY sae ORDER BY hash(latent), latent) <= ? ORDER BY sae, latent",
         [most],
     )
+
+
+def window_length(reader: Reader) -> int:
+    """Tokens of a whole context window; 0 where the study has no contexts."""
+    row = reader.row("SELECT max(length) AS length FROM contexts WHERE kind = 'top'")
+    return int(row["length"] or 0) if row else 0
+
+
+def latents_with_contexts(reader: Reader, sae: int, columns: Sequence[str], window: int, fewest: int) -> list[Row]:
+    """Statistics of the alive latents that have at least `fewest` different top contexts of `window` tokens."""
+    selected = "".join(f", CAST({_quoted(column)} AS DOUBLE) AS {_quoted(column)}" for column in columns)
+    return reader.rows(
+        f"""
+        SELECT latent, density AS share{selected} FROM latents
+        WHERE sae = ? AND state = 'alive' AND density > 0 AND latent IN (
+            SELECT c.latent FROM contexts c JOIN sequences s USING (sequence)
+            WHERE c.sae = ? AND c.kind = 'top' AND c.length = ? AND c.start + c.length <= len(s.tokens)
+            GROUP BY c.latent HAVING count(DISTINCT s.tokens[c.start + 1 : c.start + c.length]) >= ?)
+        ORDER BY latent
+        """,
+        [sae, sae, window, fewest],
+    )
+
+
+def of_latents(reader: Reader, table: str, sae: int, numbers: Sequence[int]) -> list[Row]:
+    """The rows that some latents of an SAE have in one of the tables that are keyed by latent."""
+    assert table in ("latents", "histograms", "logit_effects", "explanations", "scores")
+    return reader.rows(
+        f"SELECT * FROM {table} WHERE sae = ? AND latent IN (SELECT unnest(?::INTEGER[])) ORDER BY ALL",
+        [sae, list(numbers)],
+    )

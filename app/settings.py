@@ -15,6 +15,10 @@ class Settings(BaseSettings):
 
     paths: Annotated[tuple[Path, ...], NoDecode] = (Path("runs"),)
     """Study files (`X.duckdb`) and folders of them; in the environment, separated as in PATH."""
+    labels: Path | None = None
+    """The file that blind labels are kept in; by default `labels/labels.duckdb` in the first folder of studies."""
+    organiser_key: str = ""
+    """What must be given to set up a blind experiment; empty lets everybody who can open the dashboard."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for every network interface."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -32,6 +36,11 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(Path(part) for part in value.split(os.pathsep) if part)
         return value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _none(cls, value: object) -> object:
+        return value or None
 
     @field_validator("base_path")
     @classmethod

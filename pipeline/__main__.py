@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -65,10 +66,28 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--runs", type=Path, default=Path("runs"), help="folder for databases and artefacts (runs)")
     _address(demo)
     demo.set_defaults(command=_demo)
+    _blind(commands.add_parser("blind", help="set up a blind experiment, or label in one as a program"))
     show = commands.add_parser("show", help="list what there is")
     show.add_argument("what", choices=sorted(LISTS))
     show.set_defaults(command=_show)
     return parser
+
+
+def _blind(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    new = commands.add_parser("new", help="set up an experiment on a running server; prints its links")
+    new.add_argument("study", help="name of a study that the server shows")
+    new.add_argument("--server", default="http://127.0.0.1:8000", help="address of the server (http://127.0.0.1:8000)")
+    new.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a field of the design, as in layers=[1,12]"
+    )
+    new.set_defaults(command=_blind_new)
+    judge = commands.add_parser("judge", help="label as a program: a rule, or a language model")
+    judge.add_argument("invitation", help="the link that raters get")
+    judge.add_argument("--endpoint", help="OpenAI-compatible, as http://127.0.0.1:8080/v1; without one a rule answers")
+    judge.add_argument("--model", help="the model's name there; its key is read from LINEUP_LLM_KEY")
+    judge.add_argument("--pseudonym", help="what to be called; else one is made up")
+    judge.set_defaults(command=_blind_judge)
 
 
 def _address(parser: argparse.ArgumentParser) -> None:
@@ -134,6 +153,29 @@ def _demo(options: argparse.Namespace) -> None:
     finally:
         study.terminate()
         study.wait()
+
+
+def _blind_new(options: argparse.Namespace) -> None:
+    from pipeline.config import changed
+    from pipeline.rater import new_experiment
+
+    key = {"organiser_key": os.environ["LINEUP_ORGANISER_KEY"]} if os.environ.get("LINEUP_ORGANISER_KEY") else {}
+    made = new_experiment(options.server, changed({"study": options.study}, tuple(options.set)) | key)
+    server = options.server.rstrip("/")
+    _say(f"for raters:        {server}{made['invitation']}")
+    _say(f"for the organiser: {server}{made['organiser']}   (keep it: it is shown once)")
+
+
+def _blind_judge(options: argparse.Namespace) -> None:
+    from pipeline.rater import Judge, LanguageModel, label_all, most_single_token
+
+    judge: Judge = most_single_token
+    if options.endpoint:
+        if not options.model:
+            raise LineupError("--endpoint needs --model, the name that the endpoint gives its model.")
+        judge = LanguageModel(options.endpoint, options.model, os.environ.get("LINEUP_LLM_KEY", ""))
+    result = label_all(options.invitation, judge, options.pseudonym, _say)
+    _say(json.dumps(result, indent=2, ensure_ascii=False))
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -179,12 +179,17 @@ def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
         raise LineupError(f"'{path}' is not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise LineupError(f"'{path}' holds {type(data).__name__}, not keys with values: see studies/demo.yaml.")
-    for override in overrides:
-        _set(data, override)
     try:
-        return Study.model_validate(data)
+        return Study.model_validate(changed(data, overrides))
     except ValidationError as error:
         raise LineupError(f"{path}: {'; '.join(_sentence(e) for e in error.errors())}") from error
+
+
+def changed(data: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The data with `key.key=value` pairs set, values in YAML; raises LineupError for what is no such pair."""
+    for override in overrides:
+        _set(data, override)
+    return data
 
 
 def _set(data: dict[str, Any], override: str) -> None:

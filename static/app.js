@@ -85,6 +85,7 @@ function escape(event) {
 
 /* Keys pressed while a page is on its way are meant for that page, in their order. */
 function replay() {
+  if (document.querySelector("[data-trial]")) waiting.length = 0; // an answer is for a trial that was seen
   while (waiting.length && !busy) {
     const key = waiting.shift();
     const focused = document.activeElement;
@@ -226,3 +227,40 @@ document.addEventListener("click", (event) => {
   const element = event.target.closest("[data-open]");
   if (element) openDialog(element.dataset.open);
 });
+
+/* ---- Blind trials: from first paint to the answer, less the time that the tab was hidden ---- */
+
+const clock = { shown: 0, hidden: 0, since: null };
+const SOONEST = 200; // milliseconds: a key that comes earlier was meant for the trial before
+
+function startClock() {
+  if (!document.querySelector("[data-trial]")) return;
+  clock.shown = Infinity;
+  requestAnimationFrame(() => requestAnimationFrame(() => {
+    Object.assign(clock, { shown: performance.now(), hidden: 0, since: document.hidden ? performance.now() : null });
+  }));
+}
+
+document.addEventListener("visibilitychange", () => {
+  const now = performance.now();
+  if (document.hidden) clock.since = now;
+  else if (clock.since !== null) {
+    clock.hidden += now - clock.since;
+    clock.since = null;
+  }
+});
+document.addEventListener("click", (event) => {
+  const form = event.target.closest("[data-trial] form");
+  const field = form?.elements.namedItem("seconds");
+  if (!field || !event.target.closest("button[name]")) return;
+  const passed = performance.now() - clock.shown;
+  if (passed < SOONEST) {
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    return;
+  }
+  field.value = (passed / 1000).toFixed(3);
+  form.elements.namedItem("hidden_seconds").value = (Math.min(clock.hidden, passed) / 1000).toFixed(3);
+}, true);
+document.addEventListener("DOMContentLoaded", startClock);
+document.addEventListener("htmx:afterSettle", startClock);

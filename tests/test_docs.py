@@ -20,7 +20,7 @@ def test_every_setting_is_in_the_readme_with_its_default_and_no_other_is() -> No
     rows = dict(re.findall(r"^\| `(LINEUP_\w+)` \| (.*?) \|", README, re.MULTILINE))
     expected = {}
     for name, field in Settings.model_fields.items():
-        value = str(field.default[0]) if isinstance(field.default, tuple) else str(field.default)
+        value = str(field.default[0]) if isinstance(field.default, tuple) else str(field.default or "")
         expected[f"LINEUP_{name.upper()}"] = f"`{value}`" if value else "none"
     assert {name: default.strip() for name, default in rows.items()} == expected
 
@@ -32,8 +32,12 @@ def test_every_command_is_in_the_readme() -> None:
     assert set(LISTS) == {"variants", "metrics", "scorers"}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "pipeline").rglob("*.py")), ids=lambda path: path.name)
-def test_every_file_of_the_pipeline_is_on_the_map(path: Path) -> None:
+@pytest.mark.parametrize(
+    "path",
+    sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "app" / "blind").glob("*.py"), *(ROOT / "app").glob("*.py")]),
+    ids=lambda path: path.name,
+)
+def test_every_file_is_on_the_map(path: Path) -> None:
     assert path.stem in CONTRIBUTING or path.name == "__init__.py"
 
 

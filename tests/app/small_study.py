@@ -62,13 +62,16 @@ def write_small_study(
     latents: int = 60,
     scored: bool = True,
     seed: int = 0,
+    top_contexts: int = 6,
 ) -> None:
     """Write the study to `path`; fewer `layers` and `complete=False` make a study that is being built."""
-    tables = small_study(tuple(layers), complete, latents, scored, seed)
+    tables = small_study(tuple(layers), complete, latents, scored, seed, top_contexts)
     write_study(path, {name: pa.Table.from_pylist(rows) for name, rows in tables.items() if rows})
 
 
-def small_study(layers: tuple[int, ...], complete: bool, latents: int, scored: bool, seed: int) -> dict[str, Rows]:
+def small_study(
+    layers: tuple[int, ...], complete: bool, latents: int, scored: bool, seed: int, top_contexts: int = 6
+) -> dict[str, Rows]:
     """The rows of every table."""
     rng = random.Random(seed)
     tables = _head(complete, rng)
@@ -76,7 +79,7 @@ def small_study(layers: tuple[int, ...], complete: bool, latents: int, scored: b
     tables |= {name: [] for name in (*filled, "explanations", "scores", "matches")}
     for position, variant in enumerate(VARIANTS):
         for layer in layers:
-            _sae(tables, position, variant, layer, latents, scored, rng)
+            _sae(tables, position, variant, layer, latents, scored, top_contexts, rng)
     _matches(tables, layers, latents, rng)
     return tables
 
@@ -115,7 +118,14 @@ def _head(complete: bool, rng: random.Random) -> dict[str, Rows]:
 
 
 def _sae(
-    tables: Mapping[str, Rows], position: int, variant: str, layer: int, latents: int, scored: bool, rng: random.Random
+    tables: Mapping[str, Rows],
+    position: int,
+    variant: str,
+    layer: int,
+    latents: int,
+    scored: bool,
+    top_contexts: int,
+    rng: random.Random,
 ) -> None:
     sae = position * 10 + layer
     tables["saes"].append(
@@ -134,10 +144,18 @@ def _sae(
                 {"sae": sae, "metric": name, "value": value, "status": status, "reason": reason}
             )
     for number in range(latents):
-        _latent(tables, sae, number, position, scored, rng)
+        _latent(tables, sae, number, position, scored, top_contexts, rng)
 
 
-def _latent(tables: Mapping[str, Rows], sae: int, number: int, position: int, scored: bool, rng: random.Random) -> None:
+def _latent(
+    tables: Mapping[str, Rows],
+    sae: int,
+    number: int,
+    position: int,
+    scored: bool,
+    top_contexts: int,
+    rng: random.Random,
+) -> None:
     dead = number % 10 == 9
     top_token = VOCABULARY.index(SCRIPT) if number == 0 else rng.randrange(len(VOCABULARY))
     largest = rng.uniform(1, 20) / (1 + position)
@@ -162,7 +180,7 @@ def _latent(tables: Mapping[str, Rows], sae: int, number: int, position: int, sc
         _explanation(tables, sae, number, state, auroc, rng)
     if dead:
         return
-    _contexts(tables["contexts"], sae, number, largest, silent=number != 3, rng=rng)
+    _contexts(tables["contexts"], sae, number, largest, top_contexts, silent=number != 3, rng=rng)
     counts = [int(200 / (1 + bin) * rng.uniform(0.6, 1.4)) for bin in range(40)]
     tables["histograms"].append({"sae": sae, "latent": number, "upper": largest, "counts": counts})
     for sign in (1, -1):
@@ -194,8 +212,8 @@ def _explanation(
         tables["scores"].append(keys | outcome | score | {"positives": 20, "negatives": 20})
 
 
-def _contexts(rows: Rows, sae: int, number: int, largest: float, silent: bool, rng: random.Random) -> None:
-    wanted = [("top", 0, rank) for rank in range(6)]
+def _contexts(rows: Rows, sae: int, number: int, largest: float, top: int, silent: bool, rng: random.Random) -> None:
+    wanted = [("top", 0, rank) for rank in range(top)]
     wanted += [("quantile", stratum, rank) for stratum in range(3) for rank in range(2)]
     wanted += [("non_activating", 0, rank) for rank in range(4)] if silent else []
     for kind, stratum, rank in wanted:

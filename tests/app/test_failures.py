@@ -256,7 +256,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_dashboard_needs_no_torch_and_no_pipeline() -> None:
-    heavy = ("torch", "pipeline", "numpy", "pandas", "pyarrow", "plotly", "transformers", "sae_lens")
+    heavy = ("torch", "pipeline", "pandas", "pyarrow", "plotly", "transformers", "sae_lens")
     code = f"import sys, app.main; print([m for m in {heavy} if m in sys.modules])"
     root = Path(__file__).parents[2]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)

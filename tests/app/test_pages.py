@@ -212,4 +212,4 @@ def test_a_log_statistic_is_binned_by_its_logarithm(client: TestClient) -> None:
 def test_front_end_libraries_come_from_installed_packages(client: TestClient) -> None:
     for name in ("htmx.min.js", "plotly.min.js", "app.css", "app.js", "icon.svg"):
         assert client.get(f"/static/{name}").status_code == 200
-    assert client.get("/healthz").json() == {"status": "ok", "studies": 1}
+    assert client.get("/readyz").json() == {"status": "ok", "studies": 1}

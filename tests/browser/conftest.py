@@ -5,6 +5,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,16 +43,23 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def address(runs: Path) -> Iterator[str]:
-    """Where the dashboard listens."""
-    server = Server(uvicorn.Config(create_app(Settings(paths=(runs,))), port=0, log_level="warning"))
+@contextmanager
+def running(folder: Path) -> Iterator[str]:
+    """A dashboard over a folder, on a free port; gives its address."""
+    server = Server(uvicorn.Config(create_app(Settings(paths=(folder,))), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     assert server.listening.wait(30), "The server did not start."
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def address(runs: Path) -> Iterator[str]:
+    """Where the dashboard listens."""
+    with running(runs) as listening:
+        yield listening
 
 
 @pytest.fixture(scope="session")

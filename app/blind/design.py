@@ -1,0 +1,129 @@
+"""What an experiment is told before it starts: every field with its unit; nothing in it changes afterwards."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+Form: TypeAlias = Literal["single", "pair"]
+"""One latent, "trained or random?"; or two side by side, "which one is trained?"."""
+
+NonEmpty: TypeAlias = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class DesignError(ValueError):
+    """An experiment that cannot be made: one sentence or two that say why and what to do."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Trials of one rater, by kind."""
+
+    practice: int
+    main: int
+    repeats: int
+    gold: int
+
+    @property
+    def total(self) -> int:
+        """All trials of a rater."""
+        return self.practice + self.main + self.repeats + self.gold
+
+
+class Design(BaseModel):
+    """The design of a blind experiment."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, str_strip_whitespace=True
+    )
+
+    title: Annotated[str, Field(min_length=1, max_length=120)]
+    """What raters and the organiser see as the experiment's name; characters."""
+    study: NonEmpty
+    """Name of the study, as in its address."""
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=200)]
+    """Layers whose latents are shown, as numbered in the study."""
+    variants: Annotated[tuple[NonEmpty, ...], Field(min_length=1, max_length=50)]
+    """Random variants that are set against the trained one."""
+    form: Form
+    """'single': one latent, trained or random? 'pair': two side by side, which one is trained?"""
+    trials: Annotated[int, Field(ge=10, le=2000, multiple_of=2)] = 60
+    """Main trials of a rater; half of them are trained (or have the trained one on the left)."""
+    tier: Annotated[int, Field(ge=1, le=4)] = 1
+    """Evidence shown: 1 contexts, 2 and a scaled histogram, 3 and logit tokens as texts, 4 everything."""
+    feedback: Literal["end", "none"] = "end"
+    """Whether raters see their own result when they have finished."""
+    practice: Annotated[int, Field(ge=0, le=20)] = 6
+    """Trials before the main ones, of latents of their own, each with the truth shown after the answer."""
+    repeats: Annotated[float, Field(ge=0, le=0.2)] = 0.07
+    """Main trials that are shown a second time, as a share of `trials`."""
+    gold: Annotated[float, Field(ge=0, le=0.2)] = 0.05
+    """Trials with contexts shuffled token by token, as a share of `trials`; they come on top."""
+    contexts: Annotated[int, Field(ge=3, le=20)] = 8
+    """Contexts shown of a latent; latents with fewer distinct ones are not drawn."""
+    pool: Annotated[int, Field(ge=1, le=20000)] | None = None
+    """Distinct matched pairs that raters' trials are drawn from; None: twice what a rater needs, if there are."""
+    margin: Annotated[float, Field(ge=0.01, le=0.3)] = 0.05
+    """Margin of the equivalence test: distance of the accuracy from one half, as a share of trials."""
+    min_gold: Annotated[float, Field(ge=0, le=1)] | None = 0.6
+    """Share of gold trials that a rater must get right to be counted; None counts everybody."""
+    min_seconds: Annotated[float, Field(ge=0, le=60)] = 0.5
+    """People whose median answer takes fewer seconds are not counted; programs may be fast."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Decides the pool and the order of contexts; every rater's session has a seed of its own."""
+
+    @field_validator("layers", "variants")
+    @classmethod
+    def _once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"{', '.join(map(str, value))} names one twice; name each once")
+        return value
+
+    @model_validator(mode="after")
+    def _enough(self) -> "Design":
+        if self.pool is not None and self.pool < self.rater_pairs:
+            raise ValueError(
+                f"pool is {self.pool}, but one rater needs {self.rater_pairs} pairs; ask for at least as many, or for"
+                " fewer trials"
+            )
+        return self
+
+    @property
+    def counts(self) -> Counts:
+        """Planned trials of a rater; a share above 0 gives at least one trial."""
+        return Counts(self.practice, self.trials, _share(self.repeats, self.trials), _share(self.gold, self.trials))
+
+    @property
+    def rater_pairs(self) -> int:
+        """Matched pairs that the main and gold trials of one rater use up."""
+        return (self.trials if self.form == "pair" else self.trials // 2) + self.counts.gold
+
+    @property
+    def practice_pairs(self) -> int:
+        """Matched pairs that practice uses up; the same ones for all raters."""
+        return self.practice if self.form == "pair" else math.ceil(self.practice / 2)
+
+
+def _share(share: float, trials: int) -> int:
+    return max(1, round(share * trials)) if share else 0
+
+
+def read_design(values: Mapping[str, Any]) -> Design:
+    """Check values from a form or from JSON; raises DesignError that names the field, the value and what it may be."""
+    try:
+        return Design.model_validate(values)
+    except ValidationError as error:
+        raise DesignError(_sentence(error)) from error
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    said = first["msg"].removeprefix("Value error, ").replace("Input should", "it should").rstrip(".")
+    if first["type"] == "missing":
+        return f"{name} is missing."
+    if first["type"] == "extra_forbidden":
+        return f"Unknown key '{name}'. Known: {', '.join(Design.model_fields)}."
+    return f"{name} is {str(first['input'])[:80]!r}: {said}." if name else f"{said}."

@@ -1,0 +1,164 @@
+"""The results of a blind experiment: rows of the store in, records of `app.blind.outcomes` out."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+import numpy as np
+
+from app.agreement import Agreement, Level, krippendorff_alpha
+from app.blind.design import Form
+from app.blind.metrics import logistic_outcome, metric_outcomes, shown_latents
+from app.blind.outcomes import Breakdown, Part, Property, RaterOutcome, Results, Skips, Tally, Who
+from app.blind.overall import overall_of
+from app.blind.records import Experiment, Item, Standing
+from app.blind.reveal import rater_result
+from app.blind.votes import Vote, rater_outcome, share_of, votes_of
+
+__all__ = ["Results", "rater_result", "results"]
+
+FEW_RATERS = 8
+"""Below this many raters the crossed bootstrap is too narrow: see `agreement.bootstrap_raters_and_items`."""
+NO_REASON = "no reason given"
+"""What a skip without a reason counts under."""
+LIVE = (
+    "The experiment is open: the intervals and p-values that hold at any moment are shown, those of a fixed number of"
+    " labels are not valid yet, and the parts are exploratory."
+)
+CLOSED = (
+    "Wilson's interval and the exact tests hold if the experiment was not closed because of what its labels showed;"
+    " those that hold at any moment hold in any case."
+)
+CLUSTERED = (
+    "Intervals and tests of counts take labels as independent. Several raters saw the same latents, which can make them"
+    " too sure; the bootstrap over raters and pairs allows for it, and is about 1.7 times too wide where neither"
+    " matters."
+)
+FEW = f"With fewer than {FEW_RATERS} raters the bootstrap over raters and pairs is too narrow where raters differ."
+PROGRAMS = "No person has labelled a main trial, so everything but the list of raters is about programs."
+PARTS = "The parts are several comparisons without a correction: some will differ by chance."
+
+
+def results(experiment: Experiment, standing: Sequence[Standing], items: Sequence[Item], seed: int = 0) -> Results:
+    """Everything there is to say about an experiment now; pieces that cannot be had are None, with the reason.
+
+    Labels of main trials by kept raters are analysed: people's, or programs' where no person has labelled. `standing`
+    and `items` are the store's; `seed` decides bootstraps and folds.
+    """
+    design, final = experiment.design, experiment.closed_at is not None
+    raters = {session: rater_outcome(rows, design, final) for session, rows in by_session(standing).items()}
+    who = _who(raters.values())
+    kept = {session for session, rater in raters.items() if rater.kept and rater.kind == _KINDS[who]}
+    rows = [row for row in standing if row.session in kept]
+    votes = votes_of(rows)
+    latents = shown_latents(votes, items, design)
+    return Results(
+        form=design.form,
+        final=final,
+        pool=max(0, len({item.pair for item in items}) - design.practice_pairs),
+        pairs=len({vote.pair for vote in votes}),
+        overall=overall_of(votes, who, design, final, seed),
+        raters=tuple(raters.values()),
+        breakdowns=breakdowns(votes, final),
+        same=_together([raters[session].same for session in kept]),
+        alpha_nominal=alpha(votes, design.form, "nominal"),
+        alpha_ordinal=alpha(votes, design.form, "ordinal"),
+        skips=_skips(rows),
+        metrics=metric_outcomes(latents, seed),
+        logistic=logistic_outcome(latents, seed),
+        notes=_notes(votes, who, final),
+    )
+
+
+_KINDS = {"people": "person", "programs": "program"}
+
+
+def by_session(standing: Iterable[Standing]) -> dict[str, list[Standing]]:
+    """The rows of each session."""
+    sessions: dict[str, list[Standing]] = {}
+    for row in standing:
+        sessions.setdefault(row.session, []).append(row)
+    return sessions
+
+
+def _who(raters: Collection[RaterOutcome]) -> Who:
+    labelled = {rater.kind for rater in raters if rater.labelled}
+    return "programs" if labelled == {"program"} else "people"
+
+
+def _together(tallies: Sequence[Tally]) -> Tally:
+    count, n = sum(tally.count for tally in tallies), sum(tally.n for tally in tallies)
+    return Tally(count, n, count / n if n else None)
+
+
+def breakdowns(votes: Sequence[Vote], final: bool) -> tuple[Breakdown, ...]:
+    """By layer, random variant and tercile of density; the tier is the same for all of an experiment."""
+    places = _terciles(votes)
+    by: dict[Property, Callable[[Vote], str | int]] = {
+        "layer": lambda vote: vote.layer,
+        "variant": lambda vote: vote.variant,
+        "density": lambda vote: places[vote.density],
+    }
+    return tuple(Breakdown(name, _parts(votes, name, key, final), not final) for name, key in by.items())
+
+
+def _parts(votes: Sequence[Vote], name: Property, key: Callable[[Vote], str | int], final: bool) -> tuple[Part, ...]:
+    groups: dict[str | int, list[Vote]] = {}
+    for vote in votes:
+        groups.setdefault(key(vote), []).append(vote)
+    return tuple(
+        Part(_range(own) if name == "density" else str(value), share_of((vote.correct for vote in own), final))
+        for value, own in sorted(groups.items())
+    )
+
+
+def _terciles(votes: Sequence[Vote]) -> dict[float, int]:
+    """The third in which each density lies; equal densities are never parted."""
+    densities = np.array([vote.density for vote in votes])
+    if not len(densities):
+        return {}
+    thirds = np.searchsorted(np.quantile(densities, [1 / 3, 2 / 3]), densities, side="left")
+    return dict(zip(densities.tolist(), thirds.tolist(), strict=True))
+
+
+def _range(votes: Sequence[Vote]) -> str:
+    low, high = (f"{100 * end(vote.density for vote in votes):.3g}%" for end in (min, max))
+    return f"{low} of tokens" if low == high else f"{low} to {high} of tokens"
+
+
+def alpha(votes: Sequence[Vote], form: Form, level: Level) -> Agreement:
+    """Krippendorff's alpha of raters on latents: of the side if nominal, of the six answers if ordinal.
+
+    Of two latents either may be called the first, so each pair counts both ways round; otherwise raters who are all
+    right would have nothing to agree on, and the value would hang on the order.
+    """
+    ratings: dict[str, dict[str, float]] = {}
+    for vote in votes:
+        codes = ratings.setdefault(vote.rater, {})
+        towards_trained = vote.answer if vote.positive or form == "single" else 7 - vote.answer
+        codes[str(vote.left if form == "single" else vote.pair)] = _code(towards_trained, level)
+        if form == "pair":
+            codes[f"{vote.pair} the other way round"] = _code(7 - towards_trained, level)
+    return krippendorff_alpha(ratings, level)
+
+
+def _code(answer: int, level: Level) -> float:
+    return float(answer >= 4) if level == "nominal" else float(answer)
+
+
+def _skips(rows: Iterable[Standing]) -> tuple[Skips, ...]:
+    reasons = Counter(
+        (row.reason or "").strip() or NO_REASON for row in rows if row.kind == "main" and row.event == "skip"
+    )
+    return tuple(Skips(*entry) for entry in sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def _notes(votes: Sequence[Vote], who: Who, final: bool) -> tuple[str, ...]:
+    raters = len({vote.rater for vote in votes})
+    said = {
+        CLOSED if final else LIVE: True,
+        PROGRAMS: who == "programs",
+        CLUSTERED: raters > 1,
+        FEW: 1 < raters < FEW_RATERS,
+        PARTS: bool(votes),
+    }
+    return tuple(note for note, holds in said.items() if holds)
