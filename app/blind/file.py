@@ -117,7 +117,7 @@ def _connect(path: Path, checkpoint_bytes: int) -> tables.Connection:
 
 def _make(path: Path) -> None:
     # Made beside its place and linked there whole: DuckDB cannot open a file whose making was interrupted.
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # DuckDB makes its log readable by others
     draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with duckdb.connect(str(draft)) as connection:

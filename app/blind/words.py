@@ -57,6 +57,7 @@ RUBRIC = (
     " word. A latent of a randomised transformer can only follow what survives random weights.",
     "Ask: is there one thing that all dark tokens share? Does it need the words around them to be seen? Would a"
     " transformer that never learnt anything have it too?",
+    "In a few trials the text is shuffled word by word, so that nothing can be read: that counts as random.",
     "Answer with your first considered impression. There is no penalty for doubt: say how sure you are.",
 )
 """Written instructions, in paragraphs. They say what can be told apart, not how the study's latents do differ."""
