@@ -149,6 +149,20 @@ def test_skipping_takes_a_reason(organiser: TestClient) -> None:
     assert organiser.get(own_link(page.text)).context["results"].raters[0].skipped <= 1
 
 
+def test_a_break_is_offered_every_fifty_trials_and_the_trial_after_it_is_not_lost(organiser: TestClient) -> None:
+    page = set_up(organiser, trials="60", practice="2", repeats="0", gold="0")
+    someone = rater(organiser).join(invitation(page.text))
+    breaks = 0
+    for _ in range(62):
+        if "Time for a break?" in someone.page:
+            assert "50 of 60 trials are done" in someone.page
+            breaks += 1
+            someone.go_on()
+        someone.answer(4)
+    assert breaks == 1
+    assert someone.finished
+
+
 def test_latents_are_closed_to_a_rater_until_the_session_is_over(organiser: TestClient) -> None:
     page = set_up(organiser)
     someone = rater(organiser).join(invitation(page.text))

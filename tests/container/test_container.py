@@ -64,6 +64,7 @@ def test_it_is_nobodys_root_and_writes_only_to_the_volume(server: Container) -> 
 def test_a_page_of_latents_comes_out_of_the_container(server: Container) -> None:
     page = server.get("/s/tiny/latents?variant=control&layer=1")
     assert len(re.findall(r"/s/tiny/latent/control/1/\d+", page)) >= 20
+    assert "Set it up" in server.get("/s/tiny/blind")
 
 
 def test_a_browser_sees_a_pair_of_latents(server: Container) -> None:
