@@ -96,6 +96,17 @@ def _quartiles(column: str) -> str:
     return f"{quartiles} AS {_quoted('quartiles ' + column)}, count({value}) AS {_quoted('count ' + column)}"
 
 
+def tells(reader: Reader) -> list[Row]:
+    """How well each statistic tells trained from random latents; none in a file that has no such table."""
+    there = "SELECT 1 FROM duckdb_tables() WHERE database_name = 'study' AND table_name = 'tells'"
+    if reader.row(there) is None:
+        return []
+    return reader.rows(
+        "SELECT variant, layer, statistic, matched, auroc, low, high, trained, random, reason"
+        " FROM tells JOIN saes ON sae = random_sae JOIN variants USING (variant) ORDER BY variants.position, layer"
+    )
+
+
 def score_states(reader: Reader) -> list[Row]:
     """How many latents of each SAE are in which state of scoring."""
     return reader.rows("SELECT sae, score_state, count(*) AS latents FROM latents GROUP BY ALL ORDER BY ALL")

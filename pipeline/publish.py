@@ -10,9 +10,11 @@ import yaml
 
 from pipeline.artefacts import timing
 from pipeline.config import hook_name
-from pipeline.metrics import metrics_table
+from pipeline.metrics import METRICS, metrics_table
+from pipeline.progress import Advance
 from pipeline.stages import Context, LayerRun
-from pipeline.store import Part, Source, write_study
+from pipeline.store import Part, Source, Tell, write_study
+from pipeline.tell import tell_table
 from pipeline.variants import VARIANTS
 
 PARTS = ("latents", "contexts", "histograms", "logit_effects")
@@ -38,8 +40,9 @@ class Finished:
 def publish(finished: Finished, database: Path, *, complete: bool = False) -> None:
     """Write the database with all that is finished, and tell how far the study is."""
     context = finished.context
-    with context.progress.stage("publish", "writing the database", "tables"):
-        write_study(database, _tables(finished, database.parent, complete))
+    with context.progress.stage("publish", "writing the database", "statistics") as advance:
+        tell = _tell(context, advance) if complete else None
+        write_study(database, _tables(finished, database.parent, complete), tell)
     fresh = context.artefacts.made.count("latents")
     context.progress.finished_sae(len(finished.layers), len(context.study.variants) * len(context.study.layers), fresh)
 
@@ -63,6 +66,11 @@ def _tables(finished: Finished, beside: Path, complete: bool) -> dict[str, Sourc
         "scores": _scored(finished, "scores"),
         "matches": _matches(finished),
     }
+
+
+def _tell(context: Context, advance: Advance) -> Tell:
+    statistics = [metric.name for metric in METRICS if metric.level == "latent"]
+    return lambda saes, latents: tell_table(saes, latents, statistics, context.study.seed, advance)
 
 
 def _parts(finished: Finished, name: str) -> list[Part]:

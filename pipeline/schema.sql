@@ -145,3 +145,13 @@ CREATE TABLE matches (
     sae INTEGER NOT NULL, latent INTEGER NOT NULL, other_sae INTEGER NOT NULL,
     rank INTEGER NOT NULL, other_latent INTEGER NOT NULL, correlation DOUBLE NOT NULL
 );
+
+-- Could a statistic of latents tell a trained SAE's from a random one's? Below one half: random ones have larger values.
+CREATE TABLE tells (
+    trained_sae INTEGER NOT NULL, random_sae INTEGER NOT NULL,
+    statistic VARCHAR NOT NULL,      -- a column of latents, or 'logistic_regression': all of them together, out of fold
+    matched BOOLEAN NOT NULL,        -- whether the latents were matched on firing density
+    auroc DOUBLE, low DOUBLE, high DOUBLE,  -- with its 95% interval, over latents; NULL unless status is 'ok'
+    trained INTEGER NOT NULL, random INTEGER NOT NULL,  -- latents that have a value
+    status VARCHAR NOT NULL, reason VARCHAR NOT NULL
+);

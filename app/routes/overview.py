@@ -30,6 +30,21 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Telling:
+    """A statistic against one random variant: by layer, the rows of `tells`, plain and matched on firing density."""
+
+    label: str
+    metric: Metric | None
+    layers: dict[int, dict[bool, Row]]
+
+    @property
+    def distance(self) -> float:
+        """How far its matched AUROC comes from one half at any layer."""
+        found = [rows[True]["auroc"] for rows in self.layers.values() if True in rows]
+        return max((abs(auroc - 0.5) for auroc in found if auroc is not None), default=0.0)
+
+
+@dataclass(frozen=True)
 class Table:
     """One metric: a row a layer, a cell a variant."""
 
@@ -54,6 +69,7 @@ def overview(request: Request, study: str) -> Response:
                 t for m in opened.statistics if (t := _statistic(opened, m, summaries)) and not _is_score(m)
             ],
             "tables": _metrics(opened),
+            "tells": _tells(opened, queries.tells(opened.reader)),
             "summaries": summaries,
             "score_counts": _score_counts(opened),
             "models": queries.models(opened.reader),
@@ -133,3 +149,19 @@ def _score_counts(study: Study) -> dict[int, dict[str, int]]:
     for row in queries.score_states(study.reader):
         counts.setdefault(row["sae"], {})[row["score_state"]] = row["latents"]
     return counts
+
+
+def _tells(study: Study, rows: list[Row]) -> list[tuple[Variant, list[Telling]]]:
+    """By random variant, all statistics together first, then those that tell best."""
+    metrics = {metric.metric: metric for metric in study.statistics}
+    found: dict[str, dict[str, Telling]] = {}
+    for row in rows:
+        name = row["statistic"]
+        metric = metrics.get(name)
+        label = metric.label if metric else "all together, logistic regression"
+        telling = found.setdefault(row["variant"], {}).setdefault(name, Telling(label, metric, {}))
+        telling.layers.setdefault(row["layer"], {})[row["matched"]] = row
+    return [
+        (study.variant(variant), sorted(tellings.values(), key=lambda t: (t.metric is not None, -t.distance)))
+        for variant, tellings in found.items()
+    ]

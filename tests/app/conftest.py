@@ -20,7 +20,7 @@ from app.settings import Settings
 def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one complete study; tests only read it."""
     folder = tmp_path_factory.mktemp("runs")
-    write_small_study(folder / "small.duckdb")
+    write_small_study(folder / "small.duckdb", tell=True)
     return folder
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from pipeline.store import write_study
+from pipeline.tell import tell_table
 
 Rows: TypeAlias = list[dict[str, Any]]
 
@@ -63,10 +64,16 @@ def write_small_study(
     scored: bool = True,
     seed: int = 0,
     top_contexts: int = 6,
+    tell: bool = False,
 ) -> None:
     """Write the study to `path`; fewer `layers` and `complete=False` make a study that is being built."""
     tables = small_study(tuple(layers), complete, latents, scored, seed, top_contexts)
-    write_study(path, {name: pa.Table.from_pylist(rows) for name, rows in tables.items() if rows})
+    statistics = [name for name, level, *_ in METRICS if level == "latent"]
+    write_study(
+        path,
+        {name: pa.Table.from_pylist(rows) for name, rows in tables.items() if rows},
+        (lambda saes, values: tell_table(saes, values, statistics, seed)) if tell else None,
+    )
 
 
 def small_study(

@@ -2,10 +2,15 @@
 
 import json
 import re
+from pathlib import Path
 
+import duckdb
 import pytest
-from small_study import FORMULA, SCRIPT
+from small_study import FORMULA, SCRIPT, write_small_study
 from starlette.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
 
 PAGES = [
     "/",
@@ -213,3 +218,28 @@ def test_front_end_libraries_come_from_installed_packages(client: TestClient) ->
     for name in ("htmx.min.js", "plotly.min.js", "app.css", "app.js", "icon.svg"):
         assert client.get(f"/static/{name}").status_code == 200
     assert client.get("/readyz").json() == {"status": "ok", "studies": 1}
+
+
+def test_overview_says_which_numbers_can_tell_training(client: TestClient) -> None:
+    page = client.get("/s/small")
+    tells = page.context["tells"]
+    assert [variant.variant for variant, _ in tells] == ["rerandomized_incl_embeddings", "control"]
+    _, tellings = tells[1]
+    assert tellings[0].metric is None  # all together come first
+    assert [t.distance for t in tellings[1:]] == sorted((t.distance for t in tellings[1:]), reverse=True)
+    scores = next(t for t in tellings if t.metric and t.metric.metric == "detection_auroc")
+    # small_study draws the control's scores around .64 and the trained ones' around .90
+    assert all(layer[True]["auroc"] > 0.8 and layer[False]["auroc"] > 0.8 for layer in scores.layers.values())
+    density = next(t for t in tellings if t.metric and t.metric.metric == "density")
+    assert all(abs(layer[True]["auroc"] - 0.5) < 0.2 for layer in density.layers.values())
+    assert "Can this number tell?" in page.text
+
+
+def test_a_study_file_from_before_that_table_is_shown_without_it(tmp_path: Path) -> None:
+    write_small_study(tmp_path / "old.duckdb", layers=(0,), latents=20)
+    with duckdb.connect(str(tmp_path / "old.duckdb")) as connection:
+        connection.execute("DROP TABLE tells")
+    with TestClient(create_app(Settings(paths=(tmp_path,)))) as opened:
+        page = opened.get("/s/old")
+    assert page.status_code == 200
+    assert "Can this number tell?" not in page.text

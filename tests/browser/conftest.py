@@ -39,7 +39,7 @@ class Server(uvicorn.Server):
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the server shows: a complete study, and whatever a test puts beside it."""
     folder = tmp_path_factory.mktemp("runs")
-    write_small_study(folder / "small.duckdb")
+    write_small_study(folder / "small.duckdb", tell=True)
     return folder
 
 

@@ -17,7 +17,17 @@ from tests.pipeline.studies_for_tests import ROOT, command, run, toy_study
 
 TABLES = [
     *("study", "provenance", "models", "variants", "tensors", "articles", "sequences", "vocabulary", "metrics", "saes"),
-    *("sae_metrics", "latents", "contexts", "histograms", "logit_effects", "explanations", "scores", "matches"),
+    *(
+        "sae_metrics",
+        "latents",
+        "contexts",
+        "histograms",
+        "logit_effects",
+        "explanations",
+        "scores",
+        "matches",
+        "tells",
+    ),
 ]
 """All tables but `timings`, which says how long this run took."""
 

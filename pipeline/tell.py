@@ -1,0 +1,109 @@
+"""Could this number tell a trained latent from a random one? Statistics of two SAEs' latents in, AUROCs out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from app.agreement import bootstrap_auroc, logistic_cv
+from pipeline.progress import Advance
+from pipeline.seeds import derive_seed
+
+ALL = "logistic_regression"
+"""Stands for all statistics together: an out-of-fold logistic regression on them."""
+REPLICATES = 200
+"""Bootstrap replicates over latents."""
+FOLDS = 5
+DECADES = 0.1
+"""Width of the bins of firing density within which trained and random latents are matched, in decades."""
+
+FIELDS = [
+    ("trained_sae", pa.int32()), ("random_sae", pa.int32()), ("statistic", pa.string()), ("matched", pa.bool_()),
+    ("auroc", pa.float64()), ("low", pa.float64()), ("high", pa.float64()), ("trained", pa.int32()),
+    ("random", pa.int32()), ("status", pa.string()), ("reason", pa.string()),
+]  # fmt: skip
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.intp]
+Row = dict[str, Any]
+
+
+def tell_table(
+    saes: Sequence[Mapping[str, Any]],
+    latents: Mapping[int, Mapping[str, Array]],
+    statistics: Sequence[str],
+    seed: int,
+    advance: Advance | None = None,
+) -> pa.Table:
+    """Table `tells`: each random SAE against the trained one of its layer, every statistic, plain and matched.
+
+    `saes` have `sae`, `layer` and `is_trained`; `latents` gives, by SAE, statistics of alive latents as [latents].
+    """
+    rows: list[Row] = []
+    trained = {sae["layer"]: sae["sae"] for sae in saes if sae["is_trained"]}
+    pairs = [(trained[s["layer"]], s["sae"]) for s in saes if not s["is_trained"] and s["layer"] in trained]
+    for ours, theirs in pairs:
+        own = derive_seed(seed, "tell", ours, theirs)
+        for row in tell(latents[ours], latents[theirs], statistics, own):
+            rows.append({"trained_sae": ours, "random_sae": theirs} | row)
+            if advance is not None:
+                advance(len(rows), 2 * len(pairs) * (len(statistics) + 1))
+    return pa.Table.from_pylist(rows, schema=pa.schema(FIELDS))
+
+
+def tell(
+    trained: Mapping[str, Array], random: Mapping[str, Array], statistics: Sequence[str], seed: int
+) -> Iterator[Row]:
+    """AUROC of trained against random latents by each statistic and by all, with the bootstrap's 95% interval.
+
+    An AUROC below one half says that random latents have larger values. Matched rows take equally many of both from
+    each bin of firing density, drawn at random, so that density cannot tell them apart. Source: Mann & Whitney 1947.
+    """
+    rng = np.random.default_rng(seed)
+    first = np.column_stack([trained[name] for name in statistics])
+    second = np.column_stack([random[name] for name in statistics])
+    for matched in (False, True):
+        if matched:
+            one, other = match_density(trained["density"], random["density"], rng)
+            first, second = first[one], second[other]
+        values = np.vstack([first, second])
+        truth = np.arange(len(values)) < len(first)
+        for column, name in enumerate(statistics):
+            known = np.isfinite(values[:, column])
+            yield {"statistic": name, "matched": matched} | _auroc(truth[known], values[known, column], rng)
+        yield {"statistic": ALL, "matched": matched} | _together(truth, values, rng)
+
+
+def match_density(trained: Array, random: Array, rng: np.random.Generator) -> tuple[Indices, Indices]:
+    """Indices of equally many latents of both, from each bin of log10 density as many as the smaller side has."""
+    bins = [np.floor(np.log10(density) / DECADES) for density in (trained, random)]
+    chosen: tuple[list[Indices], list[Indices]] = ([], [])
+    for value in np.intersect1d(bins[0], bins[1]):
+        members = [np.flatnonzero(found == value) for found in bins]
+        size = min(map(len, members))
+        for side, found in zip(chosen, members, strict=True):
+            side.append(rng.permutation(found)[:size])
+    none = np.empty(0, dtype=np.intp)
+    return np.sort(np.concatenate([none, *chosen[0]])), np.sort(np.concatenate([none, *chosen[1]]))
+
+
+def _auroc(truth: NDArray[np.bool_], values: Array, rng: np.random.Generator) -> Row:
+    counts = {"trained": int(truth.sum()), "random": int((~truth).sum())}
+    if min(counts.values()) < FOLDS:
+        return counts | _without(f"fewer than {FOLDS} latents of one side have a value")
+    found = bootstrap_auroc(truth, values, rng=rng, replicates=REPLICATES)
+    return counts | {"auroc": found.value, "low": found.low, "high": found.high, "status": "ok", "reason": ""}
+
+
+def _together(truth: NDArray[np.bool_], values: Array, rng: np.random.Generator) -> Row:
+    counts = {"trained": int(truth.sum()), "random": int((~truth).sum())}
+    if min(counts.values()) < 2 * FOLDS:
+        return counts | _without(f"fewer than {2 * FOLDS} latents of one side")
+    finite = np.where(np.isfinite(values), values, np.nan)
+    return _auroc(truth, logistic_cv(finite, truth, FOLDS, rng=rng), rng)
+
+
+def _without(reason: str) -> Row:
+    return {"auroc": None, "low": None, "high": None, "status": "not_applicable", "reason": reason}

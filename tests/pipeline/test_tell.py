@@ -1,0 +1,89 @@
+"""Whether a number can tell trained from random latents: laws of the AUROCs and of the matching."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.tell import ALL, match_density, tell, tell_table
+
+NAMES = ("density", "score")
+
+
+def latents(n: int, shift: float, log_density: float, seed: int) -> dict[str, Any]:
+    """Densities around a power of ten, and a score that is normal around `shift`."""
+    rng = np.random.default_rng(seed)
+    return {"density": 10 ** rng.normal(log_density, 0.4, n), "score": rng.normal(shift, 1.0, n)}
+
+
+def told(trained: Any, random: Any) -> dict[tuple[str, bool], dict[str, Any]]:
+    return {(row["statistic"], row["matched"]): row for row in tell(trained, random, NAMES, seed=0)}
+
+
+def test_by_hand() -> None:
+    trained = {"density": np.full(6, 0.01), "score": np.array([5.0, 6, 7, 8, 9, 0])}
+    random = {"density": np.full(5, 0.01), "score": np.array([1.0, 2, 3, 4, 5])}
+    row = told(trained, random)["score", False]
+    # 30 pairs: 6, 7, 8, 9 win all 5; 5 wins 4 and ties once; 0 wins none: (20 + 4.5) / 30
+    assert row["auroc"] == pytest.approx(24.5 / 30)
+    assert (row["trained"], row["random"], row["status"]) == (6, 5, "ok")
+
+
+def test_a_number_that_does_not_differ_is_one_half_and_one_that_does_is_what_theory_says() -> None:
+    same = [told(latents(200, 0, -2, seed), latents(200, 0, -2, 100 + seed)) for seed in range(30)]
+    assert sum(rows["score", False]["low"] < 0.5 < rows["score", False]["high"] for rows in same) >= 26  # of 30, at 95%
+    assert np.mean([rows[ALL, False]["auroc"] for rows in same]) == pytest.approx(0.5, abs=0.03)
+    differ = [told(latents(200, 1, -2, seed), latents(200, 0, -2, 100 + seed)) for seed in range(30)]
+    # two normals one deviation apart: Phi(1 / sqrt 2) = .7602
+    assert sum(rows["score", False]["low"] < 0.7602 < rows["score", False]["high"] for rows in differ) >= 26
+    swapped = told(latents(200, 0, -2, 100), latents(200, 1, -2, 0))
+    assert swapped["score", False]["auroc"] == pytest.approx(1 - differ[0]["score", False]["auroc"])
+
+
+def test_matching_takes_the_difference_in_density_away_and_leaves_the_others() -> None:
+    rows = told(latents(4000, 1, -2, 1), latents(4000, 0, -2.5, 2))
+    assert rows["density", False]["auroc"] > 0.75
+    assert rows["density", True]["auroc"] == pytest.approx(0.5, abs=0.02)
+    assert rows["score", True]["auroc"] == pytest.approx(0.76, abs=0.03)
+    assert rows["score", True]["trained"] == rows["score", True]["random"] < 4000
+
+
+def test_a_score_that_only_follows_density_tells_nothing_when_matched() -> None:
+    trained, random = latents(4000, 0, -2, 1), latents(4000, 0, -2.5, 2)
+    for side in (trained, random):
+        side["score"] = np.log(side["density"])
+    rows = told(trained, random)
+    assert rows["score", False]["auroc"] > 0.75
+    assert rows["score", True]["auroc"] == pytest.approx(0.5, abs=0.02)
+    assert rows[ALL, True]["auroc"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_matching_takes_equally_many_from_each_bin_and_no_latent_twice() -> None:
+    trained, random = 10 ** np.array([-1.05, -1.05, -1.05, -2.05, -3.05]), 10 ** np.array([-1.02, -1.08, -2.01, -4.0])
+    one, other = match_density(trained, random, np.random.default_rng(0))
+    assert len(one) == len(other) == 3  # two at 10^-1, one at 10^-2
+    assert len(set(one.tolist())) == 3
+    assert set(one.tolist()) < {0, 1, 2, 3}
+    assert set(other.tolist()) == {0, 1, 2}
+
+
+def test_too_few_values_are_a_reason_and_no_number() -> None:
+    few = {"density": np.full(8, 0.01), "score": np.array([1.0, 2, 3, 4] + [np.nan] * 4)}
+    row = told(few, latents(50, 0, -2, 1))["score", False]
+    assert (row["auroc"], row["status"], row["trained"]) == (None, "not_applicable", 4)
+    assert "fewer than 5" in row["reason"]
+    assert told(few, latents(50, 0, -9, 1))["density", True]["status"] == "not_applicable"  # nothing can be matched
+
+
+def test_the_table_sets_each_random_sae_against_the_trained_one_of_its_layer() -> None:
+    kinds = [(0, 1, True), (1, 3, True), (2, 1, False), (3, 3, False), (4, 7, False)]
+    saes = [{"sae": sae, "layer": layer, "is_trained": known} for sae, layer, known in kinds]
+    values = {sae: latents(40, 0, -2, sae) for sae, *_ in kinds}
+    seen: list[tuple[int, int]] = []
+    table = tell_table(saes, values, NAMES, 0, lambda done, total: seen.append((done, total)))
+    rows = table.to_pylist()
+    assert {(row["trained_sae"], row["random_sae"]) for row in rows} == {(0, 2), (1, 3)}
+    assert len(rows) == 2 * 2 * 3
+    assert seen[-1] == (12, 12)
+    assert tell_table(saes, values, NAMES, 0).equals(table)
+    assert not tell_table(saes, values, NAMES, 1).equals(table)
