@@ -52,10 +52,10 @@ TRUTHS: dict[Truth, str] = {
 
 RUBRIC = (
     "A latent is one direction that a sparse autoencoder found in a transformer's activations. You see the texts on"
-    " which it was most active. The darker a token, the more active the latent was on it, on a scale of its own.",
+    " which it was most active. The stronger a token's colour, the more active the latent was on it, on its own scale.",
     "A latent of a trained transformer may follow a meaning, a grammatical role, a style, a place in the text, or one"
     " word. A latent of a randomised transformer can only follow what survives random weights.",
-    "Ask: is there one thing that all dark tokens share? Does it need the words around them to be seen? Would a"
+    "Ask: is there one thing that all coloured tokens share? Does it need the words around them to be seen? Would a"
     " transformer that never learnt anything have it too?",
     "In a few trials the text is shuffled word by word, so that nothing can be read: that counts as random.",
     "Answer with your first considered impression. There is no penalty for doubt: say how sure you are.",
