@@ -142,16 +142,27 @@ def logistic_cv(
     if not ridge > 0:
         raise ValueError(f"ridge is {ridge}; it must be above 0, or separable classes have no best coefficients.")
     fold = _folds(truth, np.arange(len(truth)) if groups is None else np.asarray(groups), folds, rng)
+    return logistic_scores(matrix, truth, fold, ridge)
+
+
+def logistic_scores(features: Array, truth: NDArray[np.bool_], fold: Indices, ridge: float = 1.0) -> Array:
+    """Probability of "trained" for each row, by the regression of `logistic_cv` on the rows of the other folds."""
     scores = np.empty(len(truth))
-    for held_out in (fold == number for number in range(folds)):
-        scores[held_out] = logistic_scores(matrix[~held_out], truth[~held_out], matrix[held_out], ridge)
+    for held_out in (fold == number for number in np.unique(fold)):
+        train, test = _prepared(features[~held_out], features[held_out])
+        scores[held_out] = _sigmoid(test @ _logistic(train, truth[~held_out], ridge))
     return scores
 
 
-def logistic_scores(train: Array, truth: NDArray[np.bool_], test: Array, ridge: float = 1.0) -> Array:
-    """Probability of "trained" for the rows of `test`, by the logistic regression that `logistic_cv` describes."""
-    first, second = _prepared(train, test)
-    return _sigmoid(second @ _logistic(first, truth, ridge))
+def deal_folds(truth: NDArray[np.bool_], groups: NDArray[np.generic], folds: int, rng: np.random.Generator) -> Indices:
+    """The fold of each row: groups are shuffled and dealt out like cards, those of both classes first."""
+    names, group = np.unique(groups, return_inverse=True)
+    trained, random = (np.bincount(group[own], minlength=len(names)) > 0 for own in (truth, ~truth))
+    kinds = (trained & random, trained & ~random, random & ~trained)
+    dealt = np.concatenate([rng.permutation(np.flatnonzero(kind)) for kind in kinds])
+    fold = np.empty(len(names), dtype=np.intp)
+    fold[dealt] = np.arange(len(dealt)) % folds
+    return fold[group]
 
 
 def _rating_table(ratings: Mapping[str, Mapping[str, float]] | ArrayLike) -> Array:
@@ -199,8 +210,8 @@ def _percentiles(
 
 
 def _folds(truth: NDArray[np.bool_], groups: NDArray[np.generic], folds: int, rng: np.random.Generator) -> Indices:
-    """The fold of each row: the groups of each class are shuffled and dealt out like cards."""
-    names, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    """The folds of groups that hold one class each, and enough of both."""
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
     if group.shape != truth.shape:
         raise ValueError(f"There are {group.size} groups for {truth.size} items; give each item one.")
     group_truth = truth[first]
@@ -209,10 +220,7 @@ def _folds(truth: NDArray[np.bool_], groups: NDArray[np.generic], folds: int, rn
     smaller = min(int(group_truth.sum()), int((~group_truth).sum()))
     if not 2 <= folds <= smaller:
         raise ValueError(f"folds is {folds}; it may be 2 to {smaller}, the number of groups in the smaller class.")
-    dealt = np.concatenate([rng.permutation(np.flatnonzero(group_truth == kind)) for kind in (True, False)])
-    fold = np.empty(len(names), dtype=np.intp)
-    fold[dealt] = np.arange(len(dealt)) % folds
-    return fold[group]
+    return deal_folds(truth, groups, folds, rng)
 
 
 def _prepared(train: Array, test: Array) -> tuple[Array, Array]:

@@ -13,6 +13,7 @@ from app.records import OPERATORS, SCORE_STATES, Condition, Order, Sae
 from app.studies import Study, StudyPendingError
 
 Number = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Link = Callable[..., str]
 
 _CONDITION = re.compile(r"\s*(\w+)\s*(>=|<=|>|<|=)\s*(\S+)\s*")

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
-from app.main import create_app
-from app.settings import Settings
 from pipeline import rater
 from pipeline.__main__ import main
 from pipeline.errors import LineupError
 from pipeline.rater import Http, LanguageModel, label_all, most_single_token, single_token_share
 from tests.app.blind_client import SETUP, blind_study
+from tests.live_server import running
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,16 +40,8 @@ def test_the_rule_by_hand() -> None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real dashboard on a free port."""
-    folder = blind_study(tmp_path_factory.mktemp("programs"))
-    config = uvicorn.Config(create_app(Settings(paths=(folder,))), port=0, log_level="critical")
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run)
-    thread.start()
-    while not running.started:
-        pass
-    yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}"
-    running.should_exit = True
-    thread.join()
+    with running(blind_study(tmp_path_factory.mktemp("programs"))) as address:
+        yield address
 
 
 def made(server: str, capsys: pytest.CaptureFixture[str], *changes: str) -> tuple[str, str]:

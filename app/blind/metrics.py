@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 # `agreement.logistic_cv` refuses groups of both classes, which is what matched pairs are. Without groups a latent's
 # partner in the training folds has its density and the other class: simulated latents that cannot be told apart then
 # have an AUROC of .39 to .49.
-from app.agreement import logistic_scores
+from app.agreement import deal_folds, logistic_scores
 from app.blind.design import Design
 from app.blind.outcomes import MetricOutcome
 from app.blind.records import Item
@@ -75,23 +75,11 @@ def logistic_outcome(latents: Latents, seed: int) -> MetricOutcome:
 
 def out_of_fold(latents: Latents, rng: np.random.Generator) -> NDArray[np.float64]:
     """Probability of "trained" for each latent, by a regression on the other folds; pairs stay in one fold."""
-    fold = _folds(latents, rng)
-    scores = np.empty(len(fold))
-    for held_out in (fold == number for number in range(FOLDS)):
-        known = latents.statistics[~held_out], latents.trained[~held_out]
-        scores[held_out] = logistic_scores(*known, latents.statistics[held_out], RIDGE)
-    return scores
+    return logistic_scores(latents.statistics, latents.trained, _folds(latents, rng), RIDGE)
 
 
 def _folds(latents: Latents, rng: np.random.Generator) -> NDArray[np.intp]:
-    """The fold of each latent: pairs are shuffled and dealt out like cards, whole ones first, then halves by class."""
-    names, pair = np.unique(latents.pairs, return_inverse=True)
-    trained, random = (np.bincount(pair[own], minlength=len(names)) for own in (latents.trained, ~latents.trained))
-    kinds = np.array(trained > 0, dtype=int) + 2 * (random > 0)
-    dealt = np.concatenate([rng.permutation(np.flatnonzero(kinds == kind)) for kind in (3, 1, 2)])
-    fold = np.empty(len(names), dtype=np.intp)
-    fold[dealt] = np.arange(len(dealt)) % FOLDS
-    return fold[pair]
+    return deal_folds(latents.trained, latents.pairs, FOLDS, rng)
 
 
 def _both(trained: NDArray[np.bool_]) -> tuple[int, int]:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from app.blind.outcomes import LatentLink, Missed, RaterResult, Share
-from app.blind.records import Experiment, Item, Standing
+from app.blind.records import Experiment, Item, Session, Standing
+from app.blind.store import LabelStore
 from app.blind.votes import gold_of, same_of, share_of, vote_of, votes_of
 from app.stats import binomial_test
 
@@ -26,6 +27,13 @@ def rater_result(experiment: Experiment, standing_of_session: Sequence[Standing]
         same=same_of(rows),
         verdict=verdict(share, p_value),
     )
+
+
+def own_result(store: LabelStore, session: Session) -> RaterResult:
+    """The result of a session out of the store."""
+    experiment = store.experiment(session.experiment)
+    own = [row for row in store.standing(session.experiment) if row.session == session.session]
+    return rater_result(experiment, own, store.items(session.experiment))
 
 
 def _is_missed(row: Standing) -> bool:

@@ -11,15 +11,14 @@ from app.blind.access import program, store_of
 from app.blind.design import DesignError, read_design
 from app.blind.evidence import Evidence
 from app.blind.records import Ack, Session, Undoable
-from app.blind.reveal import rater_result
+from app.blind.reveal import own_result
 from app.blind.words import QUESTIONS, RUBRIC
 from app.errors import PageError, bad_request
 from app.routes.blind import check_key, make_experiment, standard
+from app.state import Seconds
 from app.studies import Studies
 
 router = APIRouter(prefix="/api/blind")
-
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
@@ -137,8 +136,7 @@ def result(request: Request) -> Response:
         raise PageError(409, "Not over yet", "The result is told when every trial is answered.", "Go on.")
     if experiment.design.feedback != "end":
         raise PageError(403, "Results are the organiser's", "The design of this experiment tells raters no result.")
-    own = [row for row in store.standing(experiment.experiment) if row.session == session.session]
-    return _json(asdict(rater_result(experiment, own, store.items(experiment.experiment))))
+    return _json(asdict(own_result(store, session)))
 
 
 def _saved(request: Request, session: Session, ack: Ack) -> Response:

@@ -8,10 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.blind.access import cookie_session, rater, set_cookie, store_of
 from app.blind.records import Current, Experiment, Session, StaleError, Undoable
-from app.blind.reveal import rater_result
+from app.blind.reveal import own_result
 from app.blind.store import LabelStore
 from app.blind.words import BREAK_AFTER, QUESTIONS, REASONS, RUBRIC, TRUTHS, right
 from app.render import base_of, page
+from app.state import Seconds
 
 router = APIRouter(prefix="/blind")
 
@@ -19,8 +20,6 @@ CELL_BYTES = 128
 """What a token takes on the page, with room to spare."""
 REST_BYTES = 24 * 1024
 """What everything else takes, with room to spare."""
-
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Given(BaseModel):
@@ -165,8 +164,7 @@ def _end(request: Request, store: LabelStore, session: Session) -> Response:
     experiment = store.experiment(session.experiment)
     context: dict[str, Any] = {"experiment": experiment, "session": store.session(session.session), "result": None}
     if experiment.design.feedback == "end":
-        own = [row for row in store.standing(experiment.experiment) if row.session == session.session]
-        context["result"] = rater_result(experiment, own, store.items(experiment.experiment))
+        context["result"] = own_result(store, session)
     return _page(request, "end", context | _words(experiment))
 
 

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from small_study import write_small_study
 
+from app.blind.store import LabelStore
 from app.main import create_app
 from app.settings import Settings
 
@@ -36,3 +37,17 @@ def folder_client(tmp_path: Path) -> Iterator[TestClient]:
     """A client of a dashboard over an empty folder: the test's own `tmp_path`."""
     with TestClient(create_app(Settings(paths=(tmp_path,)))) as opened:
         yield opened
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a test's labels lie."""
+    return tmp_path / "labels.duckdb"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[LabelStore]:
+    """An open label store of the test's own."""
+    opened = LabelStore(path)
+    yield opened
+    opened.close()

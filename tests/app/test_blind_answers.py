@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,18 +16,6 @@ from app.blind.find import find_live
 from app.blind.records import Ack, StaleError, Undoable
 from app.blind.store import LabelStore
 from app.errors import PageError
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "labels.duckdb"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[LabelStore]:
-    opened = LabelStore(path)
-    yield opened
-    opened.close()
 
 
 def test_a_session_from_the_first_answer_to_the_last(store: LabelStore, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,18 +17,6 @@ from app.errors import ServeError
 from app.studies import Studies
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "labels.duckdb"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[LabelStore]:
-    opened = LabelStore(path)
-    yield opened
-    opened.close()
 
 
 def test_an_experiment_is_found_by_its_tokens_and_not_without(store: LabelStore) -> None:

@@ -3,13 +3,10 @@
 import os
 import shutil
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "app"))
@@ -17,22 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from small_study import write_small_study
 
-from app.main import create_app
-from app.settings import Settings
+from tests.live_server import running
 
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-
-
-class Server(uvicorn.Server):
-    """A server that says when it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = threading.Event()
-
-    async def startup(self, sockets: list[object] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
 
 
 @pytest.fixture(scope="session")
@@ -41,18 +25,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     write_small_study(folder / "small.duckdb", tell=True)
     return folder
-
-
-@contextmanager
-def running(folder: Path) -> Iterator[str]:
-    """A dashboard over a folder, on a free port; gives its address."""
-    server = Server(uvicorn.Config(create_app(Settings(paths=(folder,))), port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    assert server.listening.wait(30), "The server did not start."
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(30)
 
 
 @pytest.fixture(scope="session")

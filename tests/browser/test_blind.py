@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.app.blind_client import blind_study
-from tests.browser.conftest import running
+from tests.live_server import running
 
 
 @pytest.fixture(scope="module")
