@@ -15,7 +15,7 @@ REPEAT_DISTANCE = 8
 """Trials from a trial to its repeat, at least."""
 GOLD_FREE = 3
 """First trials after practice that are never gold."""
-BLOCKS = (4, 6, 8, 10)
+BLOCKS = (4, 6, 8)
 """Sizes of permuted blocks. None of 2: labels are then so unlike coin flips that an exact test of size 5% calls a rater
 who just alternates significant in 9 of 100 sessions (simulated); with 8 it is 3.5%."""
 
