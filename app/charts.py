@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -14,8 +15,13 @@ Range: TypeAlias = tuple[float, float]
 BINS = 40
 """Bins of a distribution over latents."""
 
-_DASHES = ("solid", "dot", "dash", "longdash", "dashdot")
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "hexagon")
+DASHES = ("solid", "dot", "dash", "longdash", "dashdot")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "hexagon")
+
+
+def symbol(variant: Variant) -> str:
+    """A variant's mark: another one, hollow or not, where its colour comes round again."""
+    return SYMBOLS[(variant.position + variant.round) % len(SYMBOLS)] + ("-open" if variant.round == 1 else "")
 
 
 def plain(text: str) -> str:
@@ -85,21 +91,43 @@ def activation_histogram(histogram: Row, colour: str, x_end: float, y_end: float
     )
 
 
+@dataclass(frozen=True)
+class Curve:
+    """A line of a plot; `points` have `x`, `value` and perhaps `low` and `high`. Without a `mark` it is bare."""
+
+    label: str
+    colour: str
+    points: list[Row]
+    dash: str = "solid"
+    mark: str = "circle"
+
+    @property
+    def known(self) -> list[Row]:
+        """The points that have a value, from left to right."""
+        return sorted((p for p in self.points if p["value"] is not None), key=lambda point: float(point["x"]))
+
+
+def curve_of(variant: Variant, points: list[Row]) -> Curve:
+    """A variant's line, in its colour."""
+    return Curve(variant.label, variant.colour, points, DASHES[variant.position % 5], symbol(variant))
+
+
 def by_layer(
     metric: Metric, variants: Iterable[Variant], points: Mapping[str, list[Row]], span: Range, height: int = 190
 ) -> Figure:
-    """A metric over layers, a line a variant; `points` has rows of `layer`, `value` and perhaps `low` and `high`."""
-    traces = [_line(variant, points.get(variant.variant, [])) for variant in variants]
-    layers = sorted({point["layer"] for rows in points.values() for point in rows})
+    """A metric over layers, a line a variant; `points` has rows of `x` (the layer), `value`, perhaps `low`, `high`."""
+    layers = sorted({point["x"] for rows in points.values() for point in rows})
+    lines = [curve_of(variant, points.get(variant.variant, [])) for variant in variants]
+    return curves(metric, lines, span, {"title": title("layer"), "tickvals": layers, "range": _padded(layers)}, height)
+
+
+def curves(metric: Metric, lines: Iterable[Curve], span: Range, x: Figure, height: int, **layout: Any) -> Figure:
+    """Lines of a metric between the ends of `span`, over the axis `x`."""
     log = metric.scale == "log"
     ends = [math.log10(max(end, 1e-12)) for end in span] if log else list(span)
     pad = (ends[1] - ends[0]) * 0.06 or 0.1
-    return figure(
-        [trace for trace in traces if trace["x"]],
-        {"title": title("layer"), "tickvals": layers, "range": _padded(layers)},
-        {"type": metric.scale, "range": [ends[0] - pad, ends[1] + pad], "nticks": 5, "tickformat": "~g"},
-        height=height,
-    )
+    y = {"type": metric.scale, "range": [ends[0] - pad, ends[1] + pad], "nticks": 5, "tickformat": "~g"}
+    return figure([_trace(line) for line in lines if line.known], x, y, height, **layout)
 
 
 def _padded(layers: Sequence[int]) -> list[float]:
@@ -109,22 +137,24 @@ def _padded(layers: Sequence[int]) -> list[float]:
     return [layers[0] - pad, layers[-1] + pad]
 
 
-def _line(variant: Variant, rows: list[Row]) -> Figure:
-    rows = sorted((row for row in rows if row["value"] is not None), key=lambda row: row["layer"])
+def _trace(curve: Curve) -> Figure:
+    points = curve.known
     trace: Figure = {
         "type": "scatter",
-        "mode": "lines+markers",
-        "name": plain(variant.label),
-        "x": [row["layer"] for row in rows],
-        "y": [row["value"] for row in rows],
-        "line": {"color": f"var(--{variant.colour})", "width": 2, "dash": _DASHES[variant.position % 5]},
-        "marker": {"size": 8, "symbol": _SYMBOLS[variant.position % 8]},
-        "hovertemplate": "%{fullData.name}<br>layer %{x}: %{y:.4~g}<extra></extra>",
+        "mode": "lines+markers" if curve.mark else "lines",
+        "name": plain(curve.label),
+        "x": [point["x"] for point in points],
+        "y": [point["value"] for point in points],
+        "line": {"color": f"var(--{curve.colour})", "width": 2, "dash": curve.dash},
+        "marker": {"size": 8, "symbol": curve.mark or "circle"},
+        "hovertemplate": "%{fullData.name}<br>%{xaxis.title.text} %{x}: %{y:.4~g}<extra></extra>",
     }
-    if rows and "low" in rows[0]:
+    if "low" in points[0]:
         trace["error_y"] = {
-            "array": [row["high"] - row["value"] for row in rows],
-            "arrayminus": [row["value"] - row["low"] for row in rows],
+            "type": "data",
+            "symmetric": False,
+            "array": [point["high"] - point["value"] for point in points],
+            "arrayminus": [point["value"] - point["low"] for point in points],
             "thickness": 1.2,
             "width": 4,
         }
@@ -143,7 +173,7 @@ def span(metric: Metric, values: Iterable[float | None]) -> Range:
 
 
 def distributions(metric: Metric, pairs: Sequence[tuple[Sae, Variant]], rows: Sequence[Row], ends: Range) -> Figure:
-    """Shares of latents over a statistic, a stepped line a variant; `rows` come from `queries.distribution`."""
+    """Shares of latents over a statistic, a stepped line a variant; `rows` come from `aggregates.distribution`."""
     edges = bin_edges(metric, ends)
     middle = [(a * b) ** 0.5 if metric.scale == "log" else (a + b) / 2 for a, b in pairwise(edges)]
     traces = []
@@ -181,7 +211,7 @@ def _steps(variant: Variant, x: list[float], shares: list[float], counts: list[i
             "shape": "hvh",
             "width": 1.8,
             "color": f"var(--{variant.colour})",
-            "dash": _DASHES[variant.position % 5],
+            "dash": DASHES[variant.position % 5],
         },
         "fill": "tozeroy",
         "fillcolor": f"var(--{variant.colour}-soft)",
@@ -205,7 +235,7 @@ def scatter(x: Metric, y: Metric, pairs: Sequence[tuple[Sae, Variant]], rows: Se
                 "marker": {
                     "size": 5,
                     "opacity": 0.55,
-                    "symbol": _SYMBOLS[variant.position % 8],
+                    "symbol": symbol(variant),
                     "color": f"var(--{variant.colour})",
                 },
                 "hovertemplate": "%{fullData.name} #%{customdata}<br>%{x:.3~g}, %{y:.3~g}<extra></extra>",

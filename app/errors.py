@@ -8,6 +8,10 @@ class ServeError(Exception):
     """The server cannot start: one sentence that says why and what to do."""
 
 
+class ReportError(Exception):
+    """The report cannot be written: one sentence that says why and what to do."""
+
+
 @dataclass(frozen=True)
 class Way:
     """A link off an error page."""
@@ -46,7 +50,7 @@ def damaged(file: str, reason: str) -> PageError:
     return PageError(
         500,
         "This study cannot be read",
-        f"{file} is damaged or no study file: {reason}",
+        f"{file} is damaged, from an older version, or no study file: {reason}",
         "Run the study again to write the file anew; other studies are not affected.",
     )
 

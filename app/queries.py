@@ -9,12 +9,14 @@ from app.db import Reader, Row
 from app.records import OPERATORS, Metric, Order, Sae, Selection, Variant
 
 
-def _quoted(column: str) -> str:
+def quoted(column: str) -> str:
+    """A column's name in SQL."""
     return '"' + column.replace('"', '""') + '"'
 
 
-def _marks(values: Sequence[object]) -> str:
-    return ", ".join("?" * len(values)) or "NULL"
+def listed(values: Sequence[object]) -> str:
+    """A place for each value of a list, for `IN`."""
+    return f"({', '.join('?' * len(values)) or 'NULL'})"
 
 
 def study(reader: Reader) -> Row | None:
@@ -60,61 +62,67 @@ def provenance(reader: Reader) -> list[Row]:
     return reader.rows("SELECT key, value FROM provenance ORDER BY key")
 
 
-def timings(reader: Reader) -> list[Row]:
-    """What each stage took, in the order of its first run."""
-    return reader.rows("SELECT stage, variant, layer, seconds, tokens, hardware FROM timings")
+def timings(reader: Reader, model: str | None, saes: Sequence[int]) -> list[Row]:
+    """What each stage took, in the order of its first run: of some SAEs, and of what serves several at once."""
+    return reader.rows(
+        "SELECT t.stage, t.model, coalesce(t.variant, s.variant) AS variant, t.sae, s.layer, t.seconds, t.tokens,"
+        f" t.hardware FROM timings t LEFT JOIN saes s USING (sae) WHERE t.sae IN {listed(saes)}"
+        " OR (t.sae IS NULL AND coalesce(t.model, ?) IS NOT DISTINCT FROM ?)",
+        [*saes, model, model],
+    )
 
 
-def tensors(reader: Reader, kinds: bool = True) -> list[Row]:
-    """How many tensors of each kind were randomised; or, without `kinds`, every tensor with its hash."""
+_TENSORS = (
+    " FROM tensors t JOIN variants USING (variant) JOIN (SELECT DISTINCT model, variant, variant_seed FROM saes"
+    " WHERE sae IN {}) USING (model, variant, variant_seed) "
+)
+
+
+def tensors(reader: Reader, saes: Sequence[int], kinds: bool = True) -> list[Row]:
+    """How many tensors of each kind were randomised; or, without `kinds`, every tensor that SAEs saw, with its hash."""
+    source = _TENSORS.format(listed(saes))
     if kinds:
         return reader.rows(
             "SELECT variant, kind, count(*) AS tensors, count(*) FILTER (randomised) AS randomised"
-            " FROM tensors JOIN variants USING (variant) GROUP BY ALL ORDER BY any_value(position), kind"
+            f"{source} GROUP BY ALL ORDER BY any_value(position), kind",
+            saes,
         )
     return reader.rows(
-        "SELECT variant, name, kind, randomised, shape, mean, std, sha256 FROM tensors"
-        " JOIN variants USING (variant) ORDER BY position, name LIMIT 5000"
+        f"SELECT variant, variant_seed, name, kind, randomised, shape, mean, std, sha256 {source}"
+        " ORDER BY position, name LIMIT 5000",
+        saes,
     )
 
 
-def sae_metrics(reader: Reader) -> list[Row]:
-    """Every metric of every SAE, with the reason where it has no value."""
-    return reader.rows("SELECT sae, metric, value, status, reason FROM sae_metrics ORDER BY sae, metric")
-
-
-def summaries(reader: Reader, columns: Sequence[str]) -> dict[int, Row]:
-    """By SAE: `latents`, `alive`, and for each column its `quartiles` and `count` of latents that have a value."""
-    parts = [_quartiles(column) for column in columns]
-    selected = ", ".join(["sae", "count(*) AS latents", "count(*) FILTER (state = 'alive') AS alive", *parts])
-    return {row["sae"]: row for row in reader.rows(f"SELECT {selected} FROM latents GROUP BY sae")}
-
-
-def _quartiles(column: str) -> str:
-    value = f"CAST({_quoted(column)} AS DOUBLE)"
-    quartiles = f"quantile_cont({value}, [0.25, 0.5, 0.75]) FILTER (isfinite({value}))"
-    return f"{quartiles} AS {_quoted('quartiles ' + column)}, count({value}) AS {_quoted('count ' + column)}"
-
-
-def tells(reader: Reader) -> list[Row]:
-    """How well each statistic tells trained from random latents; none in a file that has no such table."""
-    there = "SELECT 1 FROM duckdb_tables() WHERE database_name = 'study' AND table_name = 'tells'"
-    if reader.row(there) is None:
-        return []
+def sae_metrics(reader: Reader, saes: Sequence[int]) -> list[Row]:
+    """Every metric of some SAEs, with the reason where it has no value."""
     return reader.rows(
-        "SELECT variant, layer, statistic, matched, auroc, low, high, trained, random, reason"
-        " FROM tells JOIN saes ON sae = random_sae JOIN variants USING (variant) ORDER BY variants.position, layer"
+        f"SELECT sae, metric, value, status, reason FROM sae_metrics WHERE sae IN {listed(saes)} ORDER BY sae, metric",
+        saes,
     )
 
 
-def score_states(reader: Reader) -> list[Row]:
-    """How many latents of each SAE are in which state of scoring."""
-    return reader.rows("SELECT sae, score_state, count(*) AS latents FROM latents GROUP BY ALL ORDER BY ALL")
+def differences(reader: Reader, model: str, hook: str, name: str) -> list[Row]:
+    """Metrics of SAEs, random minus trained over the seeds, with the interval where there is one."""
+    return reader.rows(
+        "SELECT * FROM differences WHERE model = ? AND hook = ? AND name = ? ORDER BY ALL", [model, hook, name]
+    )
 
 
+def tells(reader: Reader, saes: Sequence[int]) -> list[Row]:
+    """How well each statistic tells the trained SAE's latents from those of some random SAEs."""
+    return reader.rows(
+        "SELECT random_sae, variant, layer, statistic, matched, auroc, low, high, trained, random, reason"
+        " FROM tells JOIN saes ON sae = random_sae JOIN variants USING (variant)"
+        f" WHERE random_sae IN {listed(saes)} ORDER BY variants.position, layer, random_sae",
+        saes,
+    )
+
+
+# Text belongs to a model, and an SAE to one: what its token ids mean is looked up through it.
 _LATENT = (
-    "SELECT l.*, v.text AS top_text, e.text AS explanation FROM latents l"
-    " LEFT JOIN vocabulary v ON v.token = l.top_token"
+    "SELECT l.*, v.text AS top_text, e.text AS explanation FROM latents l JOIN saes USING (sae)"
+    " LEFT JOIN vocabulary v ON v.model = saes.model AND v.token = l.top_token"
     " LEFT JOIN (SELECT sae, latent, first(text ORDER BY explainer) AS text FROM explanations"
     " WHERE status = 'ok' AND sae = ? GROUP BY sae, latent) e ON e.latent = l.latent WHERE l.sae = ?"
 )
@@ -129,7 +137,7 @@ def _where(selection: Selection) -> tuple[str, list[object]]:
     parts, values = [], list[object]()
     for condition in selection.conditions:
         assert condition.operator in OPERATORS
-        parts.append(f"AND {_quoted(condition.column)} {condition.operator} ?")
+        parts.append(f"AND {quoted(condition.column)} {condition.operator} ?")
         values.append(condition.value)
     for column, value in (("state", selection.state), ("score_state", selection.score_state)):
         if value:
@@ -149,7 +157,7 @@ def latents(reader: Reader, selection: Selection, order: Order, limit: int, offs
     total = reader.row(f"SELECT count(*) AS total {source}", parameters)
     direction = "DESC" if order.descending else "ASC"
     page = reader.rows(
-        f"SELECT * {source} ORDER BY {_quoted(order.column)} {direction} NULLS LAST, latent LIMIT ? OFFSET ?",
+        f"SELECT * {source} ORDER BY {quoted(order.column)} {direction} NULLS LAST, latent LIMIT ? OFFSET ?",
         [*parameters, limit, offset],
     )
     return page, total["total"] if total else 0
@@ -160,7 +168,7 @@ def place(reader: Reader, sae: int, number: int | None, order: Order) -> Row:
 
     `rank`, `previous` and `next` are None for a latent outside the order; `alive` counts those without a value too.
     """
-    column, direction = _quoted(order.column), "DESC" if order.descending else "ASC"
+    column, direction = quoted(order.column), "DESC" if order.descending else "ASC"
     found = reader.row(
         f"""
         WITH alive AS (SELECT latent, CAST({column} AS DOUBLE) AS value FROM latents WHERE sae = ? AND state = 'alive'),
@@ -183,18 +191,22 @@ def contexts(reader: Reader, sae: int, numbers: Sequence[int], kinds: Iterable[s
         f"""
         SELECT c.latent, c.kind, c.stratum, c.rank, c.sequence, c.start, c.positions, c.activations,
                s.tokens[c.start + 1 : c.start + c.length] AS tokens, a.title AS article
-        FROM contexts c JOIN sequences s USING (sequence) LEFT JOIN articles a ON a.article = s.article
-        WHERE c.sae = ? AND c.latent IN ({_marks(numbers)}) AND c.kind IN ({_marks(kinds)}) AND c.rank < ?
+        FROM contexts c JOIN saes USING (sae) JOIN sequences s ON s.model = saes.model AND s.sequence = c.sequence
+        LEFT JOIN articles a ON a.model = s.model AND a.article = s.article
+        WHERE c.sae = ? AND c.latent IN {listed(numbers)} AND c.kind IN {listed(kinds)} AND c.rank < ?
         ORDER BY c.latent, c.kind, c.stratum DESC, c.rank
         """,
         [sae, *numbers, *kinds, most],
     )
 
 
-def token_texts(reader: Reader, tokens: Iterable[int]) -> dict[int, str]:
-    """The text of tokens, by id."""
-    ids = sorted(set(tokens))
-    rows = reader.rows("SELECT token, text FROM vocabulary WHERE token IN (SELECT unnest(?::INTEGER[]))", [ids])
+def token_texts(reader: Reader, sae: int, tokens: Iterable[int]) -> dict[int, str]:
+    """The text of tokens of the model that an SAE belongs to, by id."""
+    rows = reader.rows(
+        "SELECT token, text FROM vocabulary WHERE model = (SELECT model FROM saes WHERE sae = ?)"
+        " AND token IN (SELECT unnest(?::INTEGER[]))",
+        [sae, sorted(set(tokens))],
+    )
     return {row["token"]: row["text"] for row in rows}
 
 
@@ -229,55 +241,20 @@ def scores(reader: Reader, sae: int, number: int) -> list[Row]:
     )
 
 
-def matches(reader: Reader, sae: int, number: int, other: int | None = None, most: int = 100) -> list[Row]:
-    """A latent's best matches in other SAEs (or in one), by correlation on the same tokens."""
+def matches(reader: Reader, sae: int, number: int, others: Sequence[int], most: int = 100) -> list[Row]:
+    """A latent's best matches in some other SAEs, by correlation on the same tokens."""
     return reader.rows(
-        """
+        f"""
         SELECT s.variant, s.layer, m.other_sae, m.rank, m.other_latent, m.correlation, l.density, v.text AS top_text,
                (SELECT first(text ORDER BY explainer) FROM explanations e WHERE e.sae = m.other_sae
                 AND e.latent = m.other_latent AND status = 'ok') AS explanation
         FROM matches m JOIN saes s ON s.sae = m.other_sae JOIN variants USING (variant)
         JOIN latents l ON l.sae = m.other_sae AND l.latent = m.other_latent
-        LEFT JOIN vocabulary v ON v.token = l.top_token
-        WHERE m.sae = ? AND m.latent = ? AND m.other_sae = coalesce(?, m.other_sae) AND m.rank < ?
+        LEFT JOIN vocabulary v ON v.model = s.model AND v.token = l.top_token
+        WHERE m.sae = ? AND m.latent = ? AND m.other_sae IN {listed(others)} AND m.rank < ?
         ORDER BY variants.position, s.layer, m.rank
         """,
-        [sae, number, other, most],
-    )
-
-
-def bounds(reader: Reader, column: str, positive: bool = False) -> tuple[float, float] | None:
-    """Smallest and largest finite value over all latents, of those above zero if `positive`."""
-    name = f"CAST({_quoted(column)} AS DOUBLE)"
-    row = reader.row(
-        f"SELECT min({name}) AS low, max({name}) AS high FROM latents WHERE isfinite({name})"
-        + (f" AND {name} > 0" if positive else "")
-    )
-    return None if row is None or row["low"] is None else (row["low"], row["high"])
-
-
-def distribution(reader: Reader, column: str, low: float, high: float, bins: int, log: bool) -> list[Row]:
-    """Latents in each of `bins` equal-width bins of a statistic (of its logarithm if `log`), by SAE."""
-    name = f"CAST({_quoted(column)} AS DOUBLE)"
-    value, ends = (f"log10({name})", "log10(?), log10(?)") if log else (name, "?::DOUBLE, ?::DOUBLE")
-    return reader.rows(
-        f"""
-        WITH ends(low, high) AS (SELECT {ends}),
-        binned AS (SELECT sae, least(?, greatest(0, floor(({value} - low) / nullif(high - low, 0) * ?)))::INTEGER AS bin
-                   FROM latents, ends WHERE isfinite({name}) {f"AND {name} > 0" if log else ""})
-        SELECT sae, coalesce(bin, 0) AS bin, count(*) AS latents FROM binned GROUP BY ALL ORDER BY ALL
-        """,
-        [low, high, bins - 1, bins],
-    )
-
-
-def sample(reader: Reader, columns: tuple[str, str], most: int) -> list[Row]:
-    """Up to `most` latents of each SAE that have both statistics, spread by a hash so that the choice never changes."""
-    x, y = (f"CAST({_quoted(column)} AS DOUBLE)" for column in columns)
-    return reader.rows(
-        f"SELECT sae, latent, {x} AS x, {y} AS y FROM latents WHERE isfinite({x}) AND isfinite({y})"
-        " QUALIFY row_number() OVER (PARTITION BY sae ORDER BY hash(latent), latent) <= ? ORDER BY sae, latent",
-        [most],
+        [sae, number, *others, most],
     )
 
 
@@ -289,12 +266,13 @@ def window_length(reader: Reader) -> int:
 
 def latents_with_contexts(reader: Reader, sae: int, columns: Sequence[str], window: int, fewest: int) -> list[Row]:
     """Statistics of the alive latents that have at least `fewest` different top contexts of `window` tokens."""
-    selected = "".join(f", CAST({_quoted(column)} AS DOUBLE) AS {_quoted(column)}" for column in columns)
+    selected = "".join(f", CAST({quoted(column)} AS DOUBLE) AS {quoted(column)}" for column in columns)
     return reader.rows(
         f"""
         SELECT latent, density AS share{selected} FROM latents
         WHERE sae = ? AND state = 'alive' AND density > 0 AND latent IN (
-            SELECT c.latent FROM contexts c JOIN sequences s USING (sequence)
+            SELECT c.latent FROM contexts c JOIN saes USING (sae)
+            JOIN sequences s ON s.model = saes.model AND s.sequence = c.sequence
             WHERE c.sae = ? AND c.kind = 'top' AND c.length = ? AND c.start + c.length <= len(s.tokens)
             GROUP BY c.latent HAVING count(DISTINCT s.tokens[c.start + 1 : c.start + c.length]) >= ?)
         ORDER BY latent

@@ -16,6 +16,10 @@ SCORE_STATES = {
 """What a latent's state of scoring means, in words."""
 
 
+COLOURS = 8
+"""Colours of variants; static/app.css has one class for each."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """A row of `variants`."""
@@ -30,7 +34,12 @@ class Variant:
     @property
     def colour(self) -> str:
         """The class that carries the variant's colour, the same on every page."""
-        return f"v{self.position % 8}"
+        return f"v{self.position % COLOURS}"
+
+    @property
+    def round(self) -> int:
+        """How often the colours have come round before it: marks of the rounds 0, 1 and 2 differ."""
+        return self.position // COLOURS % 3
 
 
 @dataclass(frozen=True)
@@ -55,13 +64,17 @@ class Sae:
 
     sae: int
     model: str
+    hook: str
+    name: str
+    variant_seed: int
+    sae_seed: int
     variant: str
     layer: int
     hook_name: str
     architecture: str
     d_in: int
     d_sae: int
-    k: int
+    k: int | None
     seed: int
     training_steps: int
     training_tokens: int

@@ -11,7 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
 
 from app import tokens
+from app.bar import bar
 from app.records import SCORE_STATES, Metric
+from app.state import base_of, quoted
 from app.studies import Study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +75,8 @@ def definition(metric: Metric) -> str:
 def _url_for(context: Context, name: str, /, **parameters: Any) -> str:
     # Paths without a host work behind any proxy; Starlette's own url_for writes the host that it was asked by.
     request: Request = context["request"]
-    return base_of(request) + str(request.app.url_path_for(name, **parameters))
+    written = {key: quoted(value) if isinstance(value, str) else value for key, value in parameters.items()}
+    return base_of(request) + str(request.app.url_path_for(name, **written))
 
 
 @pass_context
@@ -82,11 +85,6 @@ def _asset(context: Context, name: str) -> str:
     file = STATIC / name
     version = f"?v={file.stat().st_mtime_ns:x}" if file.is_file() else ""
     return _url_for(context, "static", path=f"/{name}") + version
-
-
-def base_of(request: Request) -> str:
-    """The path under which the dashboard is published, without a slash at its end."""
-    return str(request.scope.get("root_path", "")).rstrip("/")
 
 
 def environment() -> Environment:
@@ -126,5 +124,6 @@ def page(
     folder = "partials" if is_partial(request) else "pages"
     shared: dict[str, Any] = {"study": study, "entry": None, "progress": None, "seen": 0, "base": base_of(request)}
     if study is not None:
-        shared |= {"entry": study.entry, "progress": study.entry.progress, "seen": len(study.saes)}
+        shared |= {"entry": study.entry, "progress": study.entry.progress, "seen": len(study.all_saes)}
+        shared["bar"] = bar(request, study)
     return TEMPLATES.TemplateResponse(request, f"{folder}/{name}.html", shared | context, status_code=status)

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlencode
 
+from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app import queries
+from app import aggregates
 from app.errors import bad_request
 from app.records import OPERATORS, SCORE_STATES, Condition, Order, Sae
 from app.studies import Study, StudyPendingError
@@ -89,7 +90,9 @@ def conditions(study: Study, query: ListQuery) -> list[Condition]:
 
 def score_state(study: Study, query: ListQuery) -> str | None:
     """The state of scoring that a list is filtered by; raises a 400 for one that no latent can be in."""
-    known = dict.fromkeys((*SCORE_STATES, *(row["score_state"] for row in queries.score_states(study.reader))))
+    known = dict.fromkeys(
+        (*SCORE_STATES, *(row["score_state"] for row in aggregates.score_states(study.reader, study.numbers)))
+    )
     if query.score_state is not None and query.score_state not in known:
         raise bad_request("score_state", query.score_state, known)
     return query.score_state
@@ -140,6 +143,16 @@ def linker(path: str, state: Mapping[str, Any]) -> Link:
     return link
 
 
+def base_of(request: Request) -> str:
+    """The path under which the dashboard is published, without a slash at its end."""
+    return str(request.scope.get("root_path", "")).rstrip("/")
+
+
+def quoted(text: str) -> str:
+    """Text as it stands in the path of an address."""
+    return quote(text, safe="/;=:@,+!$&'()*~")
+
+
 def study_path(base: str, study: str, rest: str = "") -> str:
     """The address of a page of a study."""
-    return f"{base}/s/{quote(study, safe='')}{rest}"
+    return f"{base}/s/{quoted(study)}{rest}"

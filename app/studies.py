@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
-from app import queries
+from app import axes, queries
+from app.axes import Setting
 from app.db import Database, Reader, Row
 from app.errors import Way, bad_request, damaged, not_found
 from app.progress import Progress, read_progress
@@ -78,11 +79,31 @@ class Study:
     entry: Entry
     reader: Reader
     row: Row
+    asked: tuple[tuple[str, str], ...] = ()
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """The name in the address."""
-        return self.entry.name
+        """The name in the address, with what the setting has of its own."""
+        return self.name_of(self.setting) if self.setting else self.entry.name
+
+    def at(self, setting: Setting) -> "Study":
+        """The same study at another setting."""
+        asked = tuple((key, str(value)) for key, value in axes.told(setting).items())
+        return Study(self.entry, self.reader, self.row, asked)
+
+    def name_of(self, setting: Setting) -> str:
+        """The name that another setting of the study has in the address."""
+        return self.entry.name + axes.written(setting, axes.first(self.all_saes))
+
+    @cached_property
+    def setting(self) -> Setting | None:
+        """Which SAEs are shown; None while there is no SAE. Raises a 404 for a setting that is not there."""
+        return axes.read(self.asked, self.all_saes, self.entry.name) if self.all_saes else None
+
+    @cached_property
+    def all_saes(self) -> list[Sae]:
+        """The SAEs of all settings that are there."""
+        return queries.saes(self.reader)
 
     @cached_property
     def variants(self) -> list[Variant]:
@@ -91,8 +112,13 @@ class Study:
 
     @cached_property
     def saes(self) -> list[Sae]:
-        """The SAEs that are there."""
-        return queries.saes(self.reader)
+        """The SAEs of the setting that are there."""
+        return axes.members(self.all_saes, self.setting) if self.setting else []
+
+    @cached_property
+    def numbers(self) -> list[int]:
+        """The numbers of the setting's SAEs."""
+        return [sae.sae for sae in self.saes]
 
     @cached_property
     def metrics(self) -> list[Metric]:
@@ -107,7 +133,7 @@ class Study:
 
     @cached_property
     def layers(self) -> list[int]:
-        """The layers that have an SAE."""
+        """The layers that have an SAE in this setting."""
         return sorted({sae.layer for sae in self.saes})
 
     def variant(self, name: str) -> Variant:
@@ -149,22 +175,30 @@ class Studies:
         """What there is now."""
         return find_entries(self.paths)
 
-    def entry(self, name: str) -> Entry:
-        """A study by name; raises a 404."""
-        entries = self.entries()
-        for entry in entries:
-            if entry.name == name:
-                return entry
-        raise not_found("study", name, [entry.name for entry in entries], [Way("All studies", "/")])
+    def entry(self, segment: str) -> Entry:
+        """A study by its segment of the address; raises a 404."""
+        return self._find(segment)[0]
 
     @contextmanager
-    def open(self, name: str) -> Iterator[Study]:
-        """Open a study for one request; raises StudyPendingError while it has no file, or a PageError."""
-        with self.reading(self.entry(name)) as study:
+    def open(self, segment: str) -> Iterator[Study]:
+        """Open a study for one request, at the setting that the segment of the address names.
+
+        Raises StudyPendingError while it has no file, or a PageError.
+        """
+        entry, asked = self._find(segment)
+        with self.reading(entry, asked) as study:
+            assert study.name
             yield study
 
+    def _find(self, segment: str) -> tuple[Entry, list[tuple[str, str]]]:
+        entries = {entry.name: entry for entry in self.entries()}
+        name, asked = axes.split(segment, entries)
+        if name not in entries:
+            raise not_found("study", name, entries, [Way("All studies", "/")])
+        return entries[name], asked
+
     @contextmanager
-    def reading(self, entry: Entry) -> Iterator[Study]:
+    def reading(self, entry: Entry, asked: Iterable[tuple[str, str]] = ()) -> Iterator[Study]:
         """Open what `entries` found."""
         if entry.path is None:
             raise StudyPendingError(entry)
@@ -172,4 +206,4 @@ class Studies:
             row = queries.study(reader)
             if row is None:
                 raise damaged(entry.path.name, "its table `study` is empty.")
-            yield Study(entry, reader, row)
+            yield Study(entry, reader, row, tuple(asked))

@@ -68,11 +68,11 @@ def _no_latent(study: Study, sae: Sae, number: int) -> PageError:
 
 
 def texts_for(study: Study, *views: LatentView, more: set[int] | None = None) -> dict[int, str]:
-    """The texts of all tokens that some latents' contexts need, and of `more`."""
+    """The texts of all tokens that some latents' contexts need, and of `more`; the latents are of one model."""
     ids = set(more or ())
     for view in views:
         ids |= tokens.token_ids(view.context_rows)
-    return queries.token_texts(study.reader, ids)
+    return queries.token_texts(study.reader, views[0].sae.sae, ids) if views else {}
 
 
 def histogram_figure(view: LatentView, ends: tuple[float, float] | None = None) -> Figure | None:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from sae_lens.saes.topk_sae import TopKTrainingSAE
 
-from pipeline import sae
 from pipeline.config import SaeConfig
 from pipeline.hardware import describe, detect
+from pipeline.trained import Request
+from pipeline.training import new_sae, new_trainer
 
 D_IN, STEPS = 576, 15
 
@@ -23,12 +24,12 @@ D_IN, STEPS = 576, 15
 def trainer(kind: str, activations: torch.Tensor) -> Any:
     """A trainer as the pipeline sets it up, or one of SAELens' own SAE with SAELens' own optimiser settings."""
     config, compute = SaeConfig(), detect()
-    made = sae._new_sae(activations, 1.0, config, {}, 0, compute)
+    made = new_sae(Request(activations, config, {}, 0, compute, lambda *_: None), "topk")
     if kind == "saelens":
         own = TopKTrainingSAE(made.cfg)
         own.load_state_dict({name: value.contiguous() for name, value in made.state_dict().items()})
         made = own
-    found = sae._trainer(made, config, 1_000, compute)
+    found = new_trainer(made, config, 1_000, compute)
     if kind == "saelens":
         for group in found.optimizer.param_groups:
             group.update(fused=None, foreach=None)

@@ -52,12 +52,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="run a study, or what is missing of it")
-    run.add_argument("study", type=Path, metavar="STUDY.yaml", help="a study file, or the name of one that comes along")
-    run.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the study file, as in sae.k=16"
-    )
+    _study_arguments(run)
     run.add_argument("--runs", type=Path, default=Path("runs"), help="folder for databases and artefacts (runs)")
     run.set_defaults(command=_run)
+    plan = commands.add_parser("plan", help="estimate time, memory, disk and cost of a study, without running it")
+    _study_arguments(plan)
+    plan.add_argument("--gpu", action="append", default=[], metavar="NAME", help="also for this GPU, as in 'H100'")
+    plan.set_defaults(command=_plan)
+    report = commands.add_parser("report", help="write a study's results as one HTML file that needs nothing else")
+    report.add_argument("study", type=Path, metavar="STUDY.duckdb")
+    report.add_argument("--out", type=Path, metavar="FILE", help="the file to write (STUDY.html beside the study)")
+    report.set_defaults(command=_report)
     serve = commands.add_parser("serve", help="show studies in the browser")
     serve.add_argument("paths", type=Path, nargs="*", metavar="PATH", help="study files or folders of them (runs)")
     _address(serve)
@@ -90,6 +95,14 @@ def _blind(parser: argparse.ArgumentParser) -> None:
     judge.set_defaults(command=_blind_judge)
 
 
+def _study_arguments(parser: argparse.ArgumentParser) -> None:
+    help_ = "a study file, or the name of one that comes along"
+    parser.add_argument("study", type=Path, metavar="STUDY.yaml", help=help_)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the study file, as in sae.k=16"
+    )
+
+
 def _address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (8000)")
@@ -105,6 +118,29 @@ def _run(options: argparse.Namespace) -> None:
 
     database = run_study(study, options.runs)
     _say(f"complete: {database}   (lineup serve {database})")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from pipeline.config import load_study
+
+    study = load_study(_study_file(options.study), tuple(options.set))
+    _need_pipeline()
+    _quieten()
+    from pipeline.plan import describe
+
+    _say(describe(study, tuple(options.gpu)))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from app.errors import ServeError
+    from app.report import write_report
+
+    out = options.out or options.study.with_suffix(".html")
+    try:
+        write_report(options.study, out)
+    except ServeError as error:
+        raise LineupError(str(error)) from error
+    _say(f"written: {out}")
 
 
 def _study_file(given: Path) -> Path:
@@ -203,7 +239,13 @@ def _scorers() -> list[tuple[str, str]]:
     return explainers + [(f"scorer {row.name}", row.description) for row in SCORERS.values()]
 
 
-LISTS = {"variants": _variants, "metrics": _metrics, "scorers": _scorers}
+def _architectures() -> list[tuple[str, str]]:
+    from pipeline.sae import ARCHITECTURES
+
+    return [(row.name, row.description) for row in ARCHITECTURES.values()]
+
+
+LISTS = {"architectures": _architectures, "variants": _variants, "metrics": _metrics, "scorers": _scorers}
 
 
 def _say(text: str, stream: TextIO | None = None) -> None:

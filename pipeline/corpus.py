@@ -1,10 +1,9 @@
 """The text under study: documents come in, equally long token sequences with a train/held-out split go out."""
 
 import hashlib
-import importlib.util
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +16,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pipeline import wikipedia
 from pipeline.config import CorpusConfig
+from pipeline.documents import documents, find_source
 from pipeline.errors import LineupError
 from pipeline.seeds import numpy_generator
 
-Document = tuple[str, str]
-"""Title and text."""
 Sequences = NDArray[np.int32]
 """Token ids [sequence, position]."""
 Article = tuple[str, Sequences]
 """Title and sequences."""
+
+BATCH = 256
+"""Documents that are tokenised at once: what bounds the memory of a streamed corpus, beside its token ids."""
+MARGIN = 2
+"""A streamed source is read until it has given this many times the sequences wanted, so that there is a choice."""
+DOCUMENTS = 100
+"""They come from at least this many documents, or from all that there are: longer ones do not count in full."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +98,14 @@ def build_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase, seed:
     """Tokenise every document once, cut it into sequences, draw as many as `config.tokens` asks for, and split them.
 
     A sequence never spans two articles; what is left over at an article's end is dropped. No article gives more than
-    its equal share, unless others are too short to give theirs. Whole articles are held out. Raises LineupError for
-    an unknown or unreadable source, or too little text.
+    its equal share, unless others are too short to give theirs. Whole articles are held out. Of a streamed source only
+    the beginning is read, `MARGIN` times what is wanted. Raises LineupError for an unknown or unreadable source, or
+    too little text.
     """
-    start = [_bos(tokenizer)] if config.prepend_bos else []
-    titles, texts = _documents(config.source)
-    pieces = [_cut(ids, start, config.context_length) for ids in _tokenise(texts, tokenizer)]
-    documents = [(title, sequences) for title, sequences in zip(titles, pieces, strict=True) if len(sequences)]
     wanted = config.tokens // config.context_length
-    _check_enough([len(sequences) for _, sequences in documents], wanted, config)
-    articles = _draw(documents, wanted, numpy_generator(seed, "corpus", "sequences"))
+    found = _read(config, tokenizer, wanted)
+    _check_enough([len(sequences) for _, sequences in found], wanted, config)
+    articles = _draw(found, wanted, numpy_generator(seed, "corpus", "sequences"))
     counts = [len(sequences) for _, sequences in articles]
     held_out = _held_out_articles(counts, config.held_out, numpy_generator(seed, "corpus", "held_out"))
     order = numpy_generator(seed, "corpus", "order").permutation(wanted)
@@ -117,17 +119,34 @@ def build_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase, seed:
     )
 
 
+def _read(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase, wanted: int) -> list[Article]:
+    """The documents that have a sequence or more, in the source's order."""
+    start = [_bos(tokenizer)] if config.prepend_bos else []
+    streamed = find_source(config)[0].streamed
+    found, read, longest = [], 0, max(1, MARGIN * wanted // DOCUMENTS)
+    for title, ids in _tokenised(config, tokenizer):
+        sequences = _cut(ids, start, config.context_length)
+        read += min(len(sequences), longest)
+        if len(sequences):
+            found.append((title, sequences))
+        if streamed and read >= MARGIN * wanted:
+            break
+    return found
+
+
+def _tokenised(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[int]]]:
+    """Titles and token ids, tokenised a batch of documents at a time."""
+    left = documents(config)
+    while batch := list(itertools.islice(left, BATCH)):
+        # verbose=False: a document is longer than the model's context, and that is no news.
+        made = tokenizer([text for _, text in batch], add_special_tokens=False, verbose=False)["input_ids"]
+        yield from zip([title for title, _ in batch], made, strict=True)
+
+
 def _bos(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.bos_token_id is None:
         raise LineupError("corpus.prepend_bos is true, but the model's tokeniser has no BOS token: set it to false.")
     return int(tokenizer.bos_token_id)
-
-
-def _tokenise(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    if not texts:
-        return []
-    # verbose=False: a document is longer than the model's context, and that is no news.
-    return list(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _cut(ids: list[int], start: list[int], length: int) -> Sequences:
@@ -176,75 +195,3 @@ def _held_out_articles(counts: list[int], share: float, generator: np.random.Gen
             room -= counts[article]
     held_out[np.argmin(counts)] |= not held_out.any()
     return held_out
-
-
-# Sources of documents.
-
-DUMP = "test/test_data/enwiki-latest-pages-articles1.xml-*-shortened.bz2"
-"""Where gensim keeps a piece of Wikipedia: about a hundred articles, nearly all with titles in A."""
-
-
-def _documents(source: str) -> tuple[list[str], list[str]]:
-    """Titles and texts."""
-    prefix, _, place = source.partition(":")
-    if prefix not in SOURCES or not place:
-        known = ", ".join(f"{name}:{what}" for name, (what, _) in SOURCES.items())
-        raise LineupError(f"Unknown corpus.source '{source}'. Known: {known}.")
-    documents = list(SOURCES[prefix][1](place))
-    return [title for title, _ in documents], [text for _, text in documents]
-
-
-def _from_wheel(package: str) -> Iterator[Document]:
-    if package != "gensim":
-        raise LineupError(f"Unknown corpus.source 'wheel:{package}'. The one known package with text is gensim.")
-    spec = importlib.util.find_spec(package)  # finds the package without running it
-    folders = (spec and spec.submodule_search_locations) or []
-    dump = next((file for folder in folders for file in Path(folder).glob(DUMP)), None)
-    if dump is None:
-        raise LineupError(f"The package '{package}' of corpus.source is not installed: run `pip install {package}`.")
-    return wikipedia.articles(dump)
-
-
-def _from_text(place: str) -> Iterator[Document]:
-    path = _existing(place)
-    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-    for file in files:
-        yield file.stem, _read(file)
-
-
-def _from_jsonl(place: str) -> Iterator[Document]:
-    for number, line in enumerate(_read(_existing(place)).split("\n"), start=1):
-        if line.strip():
-            yield _document(line, f"line {number} of '{place}'", f"line {number}")
-
-
-def _document(line: str, where: str, title: str) -> Document:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise LineupError(f"{where} is not JSON: {error.msg}. A jsonl corpus has one JSON object a line.") from error
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise LineupError(f"{where} has no text under the key 'text'. A jsonl corpus has one there on every line.")
-    return str(record.get("title", title)), record["text"]
-
-
-def _existing(place: str) -> Path:
-    path = Path(place).expanduser()
-    if not path.exists():
-        raise LineupError(f"corpus.source names '{place}', which does not exist. Give it the path of a file or folder.")
-    return path
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LineupError(f"Cannot read '{file}' as UTF-8 text: {error}. Convert it or name another file.") from error
-
-
-SOURCES: dict[str, tuple[str, Callable[[str], Iterator[Document]]]] = {
-    "wheel": ("gensim", _from_wheel),
-    "text": ("PATH", _from_text),
-    "jsonl": ("PATH", _from_jsonl),
-}
-"""Prefix of `corpus.source`: what follows it, and who reads it."""

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipeline.anatomy import is_norm
 from pipeline.hardware import Compute
-from pipeline.variants import is_norm
 
-LATENTS = 512
-"""Latents projected at once: bounds the memory to this many rows of the vocabulary."""
+EFFECTS = 25_000_000
+"""Effects computed at once, latents times tokens of the vocabulary: 100 MB."""
 
 
 def logit_effects(
@@ -27,7 +27,7 @@ def logit_effects(
     rows = torch.nn.functional.normalize(decoder, dim=-1) * gain
     unembedding = unembedding.to(compute.device)
     ends: dict[int, list[tuple[Tensor, Tensor]]] = {1: [], -1: []}
-    for part in rows.split(LATENTS):
+    for part in rows.split(max(1, EFFECTS // len(unembedding))):
         with torch.inference_mode(), compute.autocast():
             effects = part.to(compute.device) @ unembedding.T
         for sign, found in ends.items():

@@ -1,71 +1,132 @@
-"""What an SAE costs the model: held-out sequences come in, cross-entropies with and without the SAE go out."""
+"""What an SAE costs the model: held-out sequences come in, its losses with and without the SAE go out."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.config import Hook
 from pipeline.hardware import Compute
-from pipeline.metrics import Losses
+from pipeline.hooks import hook_module, value_of, with_value
+from pipeline.metrics import Losses, ce_loss_recovered, kl_recovered
 from pipeline.progress import Advance
+from pipeline.seeds import derive_seed, torch_generator
+from pipeline.variants import VariantModel
 
-Replace = Callable[[Float[Tensor, "batch position d_in"]], Float[Tensor, "batch position d_in"]]
+Replace: TypeAlias = Callable[[Float[Tensor, "batch position d_in"]], Float[Tensor, "batch position d_in"]]
+Point: TypeAlias = tuple[int, Hook]
+"""Layer and hook."""
 
-SEQUENCES_IN_BATCH = 4
+LOGITS = 2**25
+"""Logits of a batch, which bounds the memory: three times 128 MB. One sequence at least, whatever its length."""
+ROWS = 64
+"""Positions whose distributions are compared at once."""
+
+
+class _Batch:
+    """Some sequences and the variant that runs on them, as often as is asked and under the same noise each time."""
+
+    def __init__(self, variant: VariantModel, tokens: Tensor, drop_positions: int, seed: int, compute: Compute) -> None:
+        self.variant = variant
+        self.tokens = tokens.to(compute.device)
+        self.drop_positions = drop_positions
+        self.seed = seed
+        self.compute = compute
+
+    def logits(self) -> Float[Tensor, "row vocab"]:
+        """At the positions that the SAE sees, the last one excepted, which has no next token here."""
+        noise = self.variant.noise.active(torch_generator(self.seed)) if self.variant.noise else nullcontext()
+        with self.compute.autocast(), noise:
+            logits: Tensor = self.variant.model(self.tokens, use_cache=False).logits
+        return logits[:, self.drop_positions : -1].float().flatten(0, 1)
+
+    def cross_entropy(self, log_probabilities: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
+        """Nats for predicting each token from the position before it."""
+        targets = self.tokens[:, self.drop_positions + 1 :].flatten().long()
+        return functional.nll_loss(log_probabilities, targets, reduction="none").cpu()
+
+    def against(self, clean: Float[Tensor, "row vocab"]) -> tuple[Tensor, Tensor]:
+        """Cross-entropy, and KL(clean ‖ this) in nats, of the model as it now is: two numbers a row."""
+        changed = self.logits()
+        for part in changed.split(ROWS):
+            part.copy_(part.log_softmax(-1))
+        pairs = zip(clean.split(ROWS), changed.split(ROWS), strict=True)
+        divergences = [functional.kl_div(q, p, reduction="none", log_target=True).sum(-1).cpu() for p, q in pairs]
+        return self.cross_entropy(changed), torch.cat(divergences)
 
 
 def measure(
-    bridge: Any,
-    noise: Callable[[], AbstractContextManager[None]],
+    variant: VariantModel,
     sequences: Int[Tensor, "sequence position"],
-    saes: dict[int, tuple[Any, float]],
+    saes: Mapping[Point, tuple[Any, float]],
     drop_positions: int,
+    seed: int,
     compute: Compute,
     advance: Advance,
-) -> dict[int, Losses]:
-    """Losses for each layer's SAE, `saes` being layer → (SAELens SAE on raw activations, norm that makes an outlier).
+) -> dict[Point, Losses]:
+    """Losses for the SAE of each hook point, as (SAELens SAE on raw activations, norm that makes an outlier).
 
     The tokens that the SAE was spared in training (first positions, outliers) keep their own activations, through
-    the SAE and with zeros alike. `noise()` starts the variant's input noise afresh, so all runs see the same.
+    the SAE and with zeros alike. Where the variant sees noise, all runs see the same. `advance` counts forward passes.
+    Raises LineupError when the model lacks a hook point.
     """
-    if compute.device != "cpu":  # TransformerLens announces the move, also when there is none
-        bridge.to(compute.device)
-    total = 1 + 2 * len(saes)
+    variant.model.to(compute.device)
+    places = [
+        (point, hook_module(variant.model, *point), sae.to(compute.device), limit)
+        for point, (sae, limit) in saes.items()
+    ]
+    per_sequence = sequences.shape[1] * variant.model.get_output_embeddings().weight.shape[0]
+    batches = sequences.split(max(1, LOGITS // per_sequence))
+    passes = 1 + 2 * len(places)
+    found: dict[Point, list[Losses]] = {point: [] for point in saes}
+    for number, tokens in enumerate(batches):
+        noise = derive_seed(seed, "noise", "losses", number)
+        batch = _Batch(variant, tokens, drop_positions, noise, compute)
+        with torch.inference_mode():
+            clean = batch.logits().log_softmax(-1)
+            for point, module, sae, limit in places:
+                with _replaced(module, sae, drop_positions, limit):
+                    ce_sae, kl_sae = batch.against(clean)
+                with _replaced(module, torch.zeros_like, drop_positions, limit):
+                    ce_zero, kl_zero = batch.against(clean)
+                found[point].append(Losses(batch.cross_entropy(clean), ce_sae, ce_zero, kl_sae, kl_zero))
+        advance(passes * (number + 1), passes * len(batches))
+    return {point: Losses(*map(torch.cat, zip(*parts, strict=True))) for point, parts in found.items()}
 
-    def run(hooks: list[tuple[str, Any]], done: int) -> Float[Tensor, " token"]:
-        losses = []
-        with torch.inference_mode(), compute.autocast(), noise():
-            for batch in sequences.split(SEQUENCES_IN_BATCH):
-                logits = bridge.run_with_hooks(batch.to(compute.device), fwd_hooks=hooks)
-                losses.append(_cross_entropy(logits.float(), batch.to(compute.device), drop_positions))
-        advance(done, total)
-        return torch.cat(losses)
 
-    clean = run([], 1)
-    measured = {}
-    for place, (layer, (sae, limit)) in enumerate(saes.items()):
-        sae.to(compute.device)
-        through = run([_hook(layer, sae, drop_positions, limit)], 2 + 2 * place)
-        zero = run([_hook(layer, torch.zeros_like, drop_positions, limit)], 3 + 2 * place)
-        measured[layer] = Losses(clean, through, zero)
-    return measured
+def loss_metrics(losses: Losses, sees_noise: bool) -> tuple[dict[str, float], dict[str, str]]:
+    """What `sae_metrics_table` takes: values, and reasons where there is none.
+
+    Cross-entropy is about the text, of which a variant that sees noise knows nothing. KL compares the model with
+    itself, with and without the SAE, and so means the same for every variant.
+    """
+    names = ("ce_clean", "ce_sae", "ce_zero", "kl_sae", "kl_zero")
+    values = {name: float(each.double().mean()) for name, each in zip(names, losses, strict=True)}
+    recovered = {"ce_loss_recovered": ce_loss_recovered(losses), "kl_recovered": kl_recovered(losses)}
+    if sees_noise:
+        reason = "the variant sees noise in place of the text: its loss on the text means nothing"
+        recovered["ce_loss_recovered"] = (None, reason)
+    values |= {name: value for name, (value, _) in recovered.items() if value is not None}
+    return values, {name: reason for name, (value, reason) in recovered.items() if value is None}
 
 
-def _hook(layer: int, replace: Replace, drop_positions: int, limit: float) -> tuple[str, Any]:
-    def hook(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 (TransformerLens passes it by this name)
+@contextmanager
+def _replaced(module: nn.Module, replace: Replace, drop_positions: int, limit: float) -> Iterator[None]:
+    """Put something else in place of a module's output while the context lasts, but for the tokens that are spared."""
+
+    def hook(_module: nn.Module, _arguments: Any, output: Any) -> Any:
+        value = value_of(output)
         changed = replace(value.float()).to(value.dtype)
         spared = value.float().norm(dim=-1, keepdim=True) > limit
         spared[:, :drop_positions] = True
-        return torch.where(spared, value, changed)
+        return with_value(output, torch.where(spared, value, changed))
 
-    return f"blocks.{layer}.hook_resid_post", hook
-
-
-def _cross_entropy(logits: Tensor, tokens: Tensor, drop_positions: int) -> Float[Tensor, " token"]:
-    """Nats for predicting each token from the position before it, which must be one the SAE sees."""
-    logits, targets = logits[:, drop_positions:-1], tokens[:, drop_positions + 1 :]
-    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), reduction="none").cpu()
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

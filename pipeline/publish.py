@@ -1,6 +1,8 @@
 """Puts together what is finished: artefacts come in, the study's database goes out."""
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,172 +10,259 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from pipeline.artefacts import timing
-from pipeline.config import hook_name
-from pipeline.metrics import METRICS, metrics_table
-from pipeline.progress import Advance
-from pipeline.stages import Context, LayerRun
-from pipeline.store import Part, Source, Tell, write_study
+from pipeline.artefacts import Artefacts, timing
+from pipeline.autointerp import SCORERS, needs_sample
+from pipeline.config import Study, hook_name
+from pipeline.differences import difference_table
+from pipeline.metrics import METRICS, Metric, metrics_table, sae_metrics_table
+from pipeline.progress import Advance, Progress
+from pipeline.sae_stages import SaeRun
+from pipeline.stages import Context, VariantRun
+from pipeline.store import Derived, Part, Source, metrics_of, statistics_of, write_study
 from pipeline.tell import tell_table
-from pipeline.variants import VARIANTS
+from pipeline.variants import find_variant
 
 PARTS = ("latents", "contexts", "histograms", "logit_effects")
 """Tables that the collecting stage leaves, a Parquet file each."""
+
+
+FEWEST_SECONDS = 5.0
+SHARE = 0.2
+"""Writing the database takes at most this share of the run, after its first time."""
 
 
 @dataclass
 class Finished:
     """What the run has finished so far; grows as it goes on."""
 
-    context: Context
-    tensors: list[Path] = field(default_factory=list)
-    layers: list[LayerRun] = field(default_factory=list)
-    losses: dict[str, Path] = field(default_factory=dict)
-    matches: list[tuple[LayerRun, LayerRun]] = field(default_factory=list)
+    study: Study
+    artefacts: Artefacts
+    contexts: list[Context] = field(default_factory=list)
+    variants: list[VariantRun] = field(default_factory=list)
+    saes: list[SaeRun] = field(default_factory=list)
+    losses: list[tuple[list[SaeRun], Path]] = field(default_factory=list)
+    matches: list[tuple[SaeRun, SaeRun, Path]] = field(default_factory=list)
+    stabilities: list[tuple[SaeRun, SaeRun, Path]] = field(default_factory=list)
+    _not_before: float = 0.0
 
-    def sae(self, layer: LayerRun) -> int:
+    def number(self, sae: SaeRun) -> int:
         """The SAE's number: its place in the study."""
-        study = self.context.study
-        return study.variants.index(layer.variant.name) * len(study.layers) + study.layers.index(layer.number)
+        return self.saes.index(sae)
+
+    @property
+    def planned(self) -> int:
+        """SAEs of the whole study; a model that is not loaded yet counts where its layers are listed by number."""
+        study = self.study
+        draws = sum(study.variant_seeds if find_variant(name).random else 1 for name in study.variants)
+        each = draws * len(study.hooks) * len(study.saes) * study.sae_seeds
+        layers = [len(context.layers) for context in self.contexts]
+        later = [study.layers if model.layers is None else model.layers for model in study.models[len(self.contexts) :]]
+        return each * (sum(layers) + sum(len(asked) for asked in later if not isinstance(asked, str)))
+
+    def due(self) -> bool:
+        """Whether the database may be written again: a large one after every SAE would take most of the time."""
+        return time.monotonic() >= self._not_before
+
+    def written(self, started: float) -> None:
+        """Note when the database was written."""
+        now = time.monotonic()
+        self._not_before = now + max(FEWEST_SECONDS, (now - started) / SHARE)
 
 
-def publish(finished: Finished, database: Path, *, complete: bool = False) -> None:
-    """Write the database with all that is finished, and tell how far the study is."""
-    context = finished.context
-    with context.progress.stage("publish", "writing the database", "statistics") as advance:
-        tell = _tell(context, advance) if complete else None
-        write_study(database, _tables(finished, database.parent, complete), tell)
-    fresh = context.artefacts.made.count("latents")
-    context.progress.finished_sae(len(finished.layers), len(context.study.variants) * len(context.study.layers), fresh)
+def publish(finished: Finished, progress: Progress, database: Path, *, complete: bool = False) -> None:
+    """Write the database with all that is finished, and tell how far the study is; not all too often."""
+    if not (complete or finished.due()):
+        return
+    started = time.monotonic()
+    with progress.stage("publish", "writing the database", "statistics") as advance:
+        derive = _derived(finished.study, advance) if complete else {}
+        write_study(database, _tables(finished, database.parent, complete), derive)
+    finished.written(started)
+    progress.finished_sae(len(finished.saes), finished.planned, finished.artefacts.made.count("latents"))
+
+
+def _derived(study: Study, advance: Advance) -> Derived:
+    """What is computed from the other tables, when all of them are there."""
+    statistics = [metric.name for metric in METRICS if metric.level == "latent" and wanted(metric, study)]
+    return {
+        "tells": lambda database: tell_table(*statistics_of(database), statistics, study.seed, advance),
+        "differences": lambda database: difference_table(*metrics_of(database)),
+    }
 
 
 def _tables(finished: Finished, beside: Path, complete: bool) -> dict[str, Source]:
-    context = finished.context
     return {
-        "study": _study(context, complete),
-        "provenance": _pairs(_provenance(context)),
+        "study": _study(finished, complete),
+        "provenance": _pairs(_provenance(finished)),
         "timings": _timings(finished),
-        "models": pa.Table.from_pylist([context.loaded.info.__dict__]),
-        "variants": _variants(context),
-        "tensors": [Part(folder / "tensors.parquet", {}) for folder in finished.tensors],
-        **context.corpus.tables(),
-        "vocabulary": pa.table({"token": range(len(context.vocabulary)), "text": context.vocabulary}),
-        "metrics": metrics_table(),
-        "saes": pa.Table.from_pylist([_sae(finished, layer, beside) for layer in finished.layers]),
-        **{name: _parts(finished, name) for name in PARTS},
-        "sae_metrics": [*_parts(finished, "sae_metrics"), *_losses(finished)],
-        "explanations": _scored(finished, "explanations"),
-        "scores": _scored(finished, "scores"),
+        "models": pa.Table.from_pylist([context.info.__dict__ for context in finished.contexts]),
+        "variants": _variants(finished),
+        "tensors": [
+            Part(v.tensors() / "tensors.parquet", {"model": v.context.info.model, "variant_seed": v.draw})
+            for v in finished.variants
+        ],
+        **_texts(finished.contexts),
+        "metrics": metrics_table([metric for metric in METRICS if wanted(metric, finished.study)]),
+        "saes": pa.Table.from_pylist([_sae(finished, sae, beside) for sae in finished.saes], schema=_SAES),
+        **{name: _parts(finished, SaeRun.latents, name) for name in PARTS},
+        "sae_metrics": [
+            *_parts(finished, SaeRun.latents, "sae_metrics"),
+            *_losses(finished),
+            _stabilities(finished),
+        ],
+        **{name: _scored(finished, name) for name in ("explanations", "scores")},
         "matches": _matches(finished),
     }
 
 
-def _tell(context: Context, advance: Advance) -> Tell:
-    statistics = [metric.name for metric in METRICS if metric.level == "latent"]
-    return lambda saes, latents: tell_table(saes, latents, statistics, context.study.seed, advance)
+def wanted(metric: Metric, study: Study) -> bool:
+    """Whether the study can have a value of the metric: scores are there when their scorer is."""
+    scorer = next((name for name in sorted(SCORERS, key=len, reverse=True) if metric.name.startswith(f"{name}_")), None)
+    return metric.level == "sae" or scorer is None or scorer in study.autointerp.scorers
 
 
-def _parts(finished: Finished, name: str) -> list[Part]:
-    return [Part(layer.latents() / f"{name}.parquet", {"sae": finished.sae(layer)}) for layer in finished.layers]
+def _texts(contexts: list[Context]) -> dict[str, Source]:
+    """The text of each model, as its tokeniser cuts it."""
+    tables: dict[str, list[pa.Table]] = {}
+    for context in contexts:
+        words = pa.table({"token": range(len(context.vocabulary)), "text": context.vocabulary})
+        for name, table in {**context.corpus.tables(), "vocabulary": words}.items():
+            model = pa.array([context.info.model] * table.num_rows, pa.string())
+            tables.setdefault(name, []).append(table.append_column("model", model))
+    return dict(tables)
+
+
+def _parts(finished: Finished, stage: Callable[[SaeRun], Path], name: str) -> list[Part]:
+    return [Part(stage(sae) / f"{name}.parquet", {"sae": at}) for at, sae in enumerate(finished.saes)]
 
 
 def _scored(finished: Finished, name: str) -> list[Part]:
-    return [Part(layer.scores() / f"{name}.parquet", {"sae": finished.sae(layer)}) for layer in finished.layers]
+    sampled = needs_sample(finished.study.autointerp)
+    return _parts(finished, SaeRun.scores, name) + (_parts(finished, SaeRun.sampled_scores, name) if sampled else [])
 
 
 def _losses(finished: Finished) -> list[Part]:
     return [
-        Part(finished.losses[layer.variant.name] / f"{layer.number}.parquet", {"sae": finished.sae(layer)})
-        for layer in finished.layers
-        if layer.variant.name in finished.losses
+        Part(folder / f"{sae.layer}.{sae.hook}.parquet", {"sae": finished.number(sae)})
+        for group, folder in finished.losses
+        for sae in group
     ]
+
+
+def _stabilities(finished: Finished) -> pa.Table:
+    """Seed stability of every SAE whose variant is done: its mean over the SAEs that differ in the seed alone."""
+    found: dict[int, list[float]] = {finished.number(sae): [] for group, _ in finished.losses for sae in group}
+    for one, other, folder in finished.stabilities:
+        value = json.loads((folder / "stability.json").read_text(encoding="utf-8"))
+        if value is not None:
+            found[finished.number(one)].append(value)
+            found[finished.number(other)].append(value)
+    reason = "there is no other SAE seed to compare with, or one of the SAEs has no alive latent"
+    tables = [
+        sae_metrics_table(
+            {"seed_stability": sum(values) / len(values)} if values else {},
+            {} if values else {"seed_stability": reason},
+        ).append_column("sae", pa.array([sae], pa.int32()))
+        for sae, values in found.items()
+    ]
+    return (
+        pa.concat_tables(tables) if tables else sae_metrics_table({}, {}).append_column("sae", pa.array([], pa.int32()))
+    )
 
 
 def _matches(finished: Finished) -> list[Part]:
     parts = []
-    for one, other in finished.matches:
-        folder, here, there = one.matches(other), finished.sae(one), finished.sae(other)
+    for one, other, folder in finished.matches:
+        here, there = finished.number(one), finished.number(other)
         parts.append(Part(folder / "forward.parquet", {"sae": here, "other_sae": there}))
         parts.append(Part(folder / "backward.parquet", {"sae": there, "other_sae": here}))
     return parts
 
 
-def _study(context: Context, complete: bool) -> pa.Table:
-    study = context.study
+def _study(finished: Finished, complete: bool) -> pa.Table:
+    study = finished.study
     config = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     row = {"name": study.name, "title": study.title or study.name, "config": config, "seed": study.seed}
-    planned = len(study.variants) * len(study.layers)
-    return pa.Table.from_pylist([row | {"complete": complete, "planned_saes": planned}])
+    return pa.Table.from_pylist([row | {"complete": complete, "planned_saes": finished.planned}])
 
 
 def _pairs(values: dict[str, str]) -> pa.Table:
     return pa.table({"key": list(values), "value": list(values.values())})
 
 
-def _provenance(context: Context) -> dict[str, str]:
-    versions = {f"version of {name}": version for name, version in context.base["versions"].items()}
-    return {
-        "precision": context.compute.precision,
-        "device": context.compute.device,
-        "SHA-256 of the token ids": context.corpus.sha256,
-        "SHA-256 of the trained weights": context.base["weights"],
-        "training": json.dumps(context.study.sae.model_dump()),
-        **versions,
-    }
+def _provenance(finished: Finished) -> dict[str, str]:
+    first = finished.contexts[0]
+    facts = {"precision": first.compute.precision, "device": first.compute.device}
+    for context in finished.contexts:
+        of = f" of {context.info.model}" if len(finished.contexts) > 1 else ""
+        facts[f"SHA-256 of the token ids{of}"] = context.corpus.sha256
+        facts[f"SHA-256 of the trained weights{of}"] = context.base["weights"]
+    for sae in finished.study.saes:
+        facts[f"training of {sae.label}"] = json.dumps(sae.model_dump())
+    return facts | {f"version of {name}": version for name, version in first.base["versions"].items()}
 
 
-def _variants(context: Context) -> pa.Table:
+def _variants(finished: Finished) -> pa.Table:
     rows = []
-    for position, name in enumerate(context.study.variants):
-        row = VARIANTS[name]
+    for position, name in enumerate(finished.study.variants):
+        row = find_variant(name)
         facts = {"label": row.label, "description": row.description, "is_trained": row.is_trained}
-        rows.append({"variant": name, "position": position, **facts, "seed": context.study.seed})
+        rows.append({"variant": name, "position": position, **facts, "seed": finished.study.seed})
     return pa.Table.from_pylist(rows)
 
 
-def _sae(finished: Finished, layer: LayerRun, beside: Path) -> dict[str, Any]:
-    context, facts = finished.context, layer.facts()
-    config = context.study.sae
+_SAES = pa.schema(
+    [
+        (name, pa.string())
+        for name in ("model", "hook", "name", "variant", "hook_name", "architecture", "path", "sha256")
+    ]
+    + [(name, pa.int32()) for name in ("sae", "variant_seed", "sae_seed", "layer", "d_in", "d_sae", "k")]
+    + [(name, pa.int64()) for name in ("seed", "training_steps", "training_tokens", "collected_tokens")]
+    + [("normalisation", pa.float64())]
+)
+
+
+def _sae(finished: Finished, sae: SaeRun, beside: Path) -> dict[str, Any]:
+    context, facts = sae.context, sae.facts()
     return {
-        "sae": finished.sae(layer),
-        "model": context.loaded.info.model,
-        "variant": layer.variant.name,
-        "layer": layer.number,
-        "hook_name": hook_name(layer.number),
-        "architecture": config.architecture,
-        "d_in": context.loaded.info.d_model,
-        "d_sae": config.d_sae,
-        "k": config.k,
-        "seed": layer.seed,
-        "training_steps": facts["training_steps"],
-        "training_tokens": facts["training_tokens"],
+        "sae": finished.number(sae),
+        "model": context.info.model,
+        "hook": sae.hook,
+        "name": sae.config.label,
+        "variant_seed": sae.variant.draw,
+        "sae_seed": sae.sae_seed,
+        "variant": sae.variant.name,
+        "layer": sae.layer,
+        "hook_name": hook_name(sae.layer, sae.hook),
+        "architecture": sae.config.architecture,
+        **{name: facts[name] for name in ("d_in", "d_sae", "k", "training_steps", "training_tokens")},
+        "seed": sae.seed,
         "collected_tokens": round(context.flat.size * (1 - facts["dropped"])),
         "normalisation": facts["normalisation"],
-        "path": str(layer.train().relative_to(beside)),
+        "path": str(sae.train().relative_to(beside)),
         "sha256": facts["sha256"],
     }
 
 
 def _timings(finished: Finished) -> pa.Table:
-    first = finished.context.study.layers[0]
-    rows = [
-        {"stage": "forward", "variant": layer.variant.name, "layer": None, **layer.facts()["forward"]}
-        for layer in finished.layers
-        if layer.number == first
-    ]
-    for stage, variant, number, folder in _stages(finished):
-        rows.append({"stage": stage, "variant": variant, "layer": number, **timing(folder)})
-    fields = [("stage", pa.string()), ("variant", pa.string()), ("layer", pa.int32()), ("seconds", pa.float64())]
-    return pa.Table.from_pylist(rows, schema=pa.schema([*fields, ("tokens", pa.int64()), ("hardware", pa.string())]))
+    rows = []
+    for variant in finished.variants:
+        rows.append(_took("variant", variant, None, timing(variant.tensors())))
+        first = next((sae for sae in finished.saes if sae.variant is variant), None)
+        if first:  # whose own folder is deleted when the variant is done
+            rows.append(_took("forward", variant, None, first.facts()["forward"]))
+    for at, sae in enumerate(finished.saes):
+        folders = {"train": sae.train(), "collect": sae.latents(), "score": sae.scores()}
+        if needs_sample(finished.study.autointerp):
+            folders["ask"] = sae.sampled_scores()
+        rows += [_took(stage, sae.variant, at, timing(folder)) for stage, folder in folders.items()]
+    rows += [_took("losses", group[0].variant, None, timing(folder)) for group, folder in finished.losses]
+    for stage, pairs in (("match", finished.matches), ("stability", finished.stabilities)):
+        rows += [_took(stage, one.variant, finished.number(one), timing(folder)) for one, _, folder in pairs]
+    fields = [("stage", pa.string()), ("model", pa.string()), ("variant", pa.string()), ("sae", pa.int32())]
+    fields += [("seconds", pa.float64()), ("tokens", pa.int64()), ("hardware", pa.string())]
+    return pa.Table.from_pylist(rows, schema=pa.schema(fields))
 
 
-def _stages(finished: Finished) -> list[tuple[str, str | None, int | None, Path]]:
-    rows: list[tuple[str, str | None, int | None, Path]] = []
-    for name, folder in zip(finished.context.study.variants, finished.tensors, strict=False):
-        rows.append(("variant", name, None, folder))
-    for layer in finished.layers:
-        folders = {"train": layer.train(), "collect": layer.latents(), "score": layer.scores()}
-        rows += [(stage, layer.variant.name, layer.number, folder) for stage, folder in folders.items()]
-    rows += [("losses", name, None, folder) for name, folder in finished.losses.items()]
-    rows += [("match", one.variant.name, one.number, one.matches(other)) for one, other in finished.matches]
-    return rows
+def _took(stage: str, variant: VariantRun, sae: int | None, note: dict[str, Any]) -> dict[str, Any]:
+    return {"stage": stage, "model": variant.context.info.model, "variant": variant.name, "sae": sae, **note}

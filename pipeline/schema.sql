@@ -16,7 +16,8 @@ CREATE TABLE provenance (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
 
 -- What differs between two runs of the same study, and only that: seconds, machine load, dates.
 CREATE TABLE timings (
-    stage VARCHAR NOT NULL, variant VARCHAR, layer INTEGER,
+    stage VARCHAR NOT NULL, model VARCHAR, variant VARCHAR,
+    sae INTEGER,                     -- NULL for a stage that serves several SAEs
     seconds DOUBLE NOT NULL, tokens BIGINT, hardware VARCHAR NOT NULL
 );
 
@@ -32,27 +33,33 @@ CREATE TABLE variants (
     description VARCHAR NOT NULL, is_trained BOOLEAN NOT NULL, seed BIGINT NOT NULL
 );
 
--- Every weight tensor of every variant, with the hash of what was really run.
+-- Every weight tensor of every draw of every variant, with the hash of what was really run.
 CREATE TABLE tensors (
-    variant VARCHAR NOT NULL, name VARCHAR NOT NULL,
+    model VARCHAR NOT NULL, variant VARCHAR NOT NULL, variant_seed INTEGER NOT NULL, name VARCHAR NOT NULL,
     kind VARCHAR NOT NULL,           -- embedding | norm | weight | bias
     randomised BOOLEAN NOT NULL, shape INTEGER[] NOT NULL,
     mean DOUBLE NOT NULL, std DOUBLE NOT NULL, sha256 VARCHAR NOT NULL
 );
 
+-- Models with tokenisers of their own cut the text in ways of their own: text and tokens belong to a model.
 CREATE TABLE articles (
-    article INTEGER PRIMARY KEY, title VARCHAR NOT NULL,
+    model VARCHAR NOT NULL, article INTEGER NOT NULL, title VARCHAR NOT NULL,
     split VARCHAR NOT NULL,          -- train | held_out
-    tokens INTEGER NOT NULL
+    tokens INTEGER NOT NULL,
+    PRIMARY KEY (model, article)
 );
 
 -- The one copy of the text: contexts point into it.
 CREATE TABLE sequences (
-    sequence INTEGER PRIMARY KEY, article INTEGER NOT NULL, split VARCHAR NOT NULL, tokens INTEGER[] NOT NULL
+    model VARCHAR NOT NULL, sequence INTEGER NOT NULL, article INTEGER NOT NULL, split VARCHAR NOT NULL,
+    tokens INTEGER[] NOT NULL,
+    PRIMARY KEY (model, sequence)
 );
 
--- Every token of the vocabulary as text (bytes that are no UTF-8 become U+FFFD).
-CREATE TABLE vocabulary (token INTEGER PRIMARY KEY, text VARCHAR NOT NULL);
+-- Every token of a vocabulary as text (bytes that are no UTF-8 become U+FFFD).
+CREATE TABLE vocabulary (
+    model VARCHAR NOT NULL, token INTEGER NOT NULL, text VARCHAR NOT NULL, PRIMARY KEY (model, token)
+);
 
 -- What every number means; the pages draw columns, axes and tooltips from here.
 CREATE TABLE metrics (
@@ -65,10 +72,20 @@ CREATE TABLE metrics (
     lower DOUBLE, upper DOUBLE       -- bounds of the axis, where the metric has them
 );
 
+-- What says which SAE it is: model, hook, name, variant_seed and sae_seed are its setting; within one setting there is
+-- one SAE for each variant and layer. Pages show one setting at a time.
 CREATE TABLE saes (
-    sae INTEGER PRIMARY KEY, model VARCHAR NOT NULL, variant VARCHAR NOT NULL, layer INTEGER NOT NULL,
-    hook_name VARCHAR NOT NULL, architecture VARCHAR NOT NULL,
-    d_in INTEGER NOT NULL, d_sae INTEGER NOT NULL, k INTEGER NOT NULL, seed BIGINT NOT NULL,
+    sae INTEGER PRIMARY KEY, model VARCHAR NOT NULL,
+    hook VARCHAR NOT NULL,           -- resid_post | mlp_out | attn_out
+    name VARCHAR NOT NULL,           -- of the study file's section `saes`
+    variant_seed INTEGER NOT NULL,   -- which draw of the variant, from 0; always 0 for a variant without randomness
+    sae_seed INTEGER NOT NULL,       -- which training of the SAE, from 0
+    variant VARCHAR NOT NULL, layer INTEGER NOT NULL,
+    hook_name VARCHAR NOT NULL,      -- TransformerLens' name of the hook point
+    architecture VARCHAR NOT NULL,
+    d_in INTEGER NOT NULL, d_sae INTEGER NOT NULL,
+    k INTEGER,                       -- NULL where the architecture has none
+    seed BIGINT NOT NULL,
     training_steps INTEGER NOT NULL, training_tokens BIGINT NOT NULL,
     collected_tokens BIGINT NOT NULL,   -- tokens over which the latents' statistics were taken
     normalisation DOUBLE NOT NULL,      -- factor on raw activations: makes their mean norm sqrt(d_in)
@@ -96,6 +113,7 @@ CREATE TABLE latents (
     top_token INTEGER,               -- the token with the largest share of activation mass
     top_token_share DOUBLE,
     decoder_norm DOUBLE NOT NULL,
+    largest_cosine DOUBLE,           -- of its decoder row to another's
     -- The rest follows from the tables `explanations`, `scores` and `matches`; store.py fills it in.
     score_state VARCHAR NOT NULL DEFAULT 'pending',
         -- pending | scored | failed | dead | too_few_contexts | no_non_activating_contexts
@@ -103,6 +121,11 @@ CREATE TABLE latents (
     fuzzing_auroc DOUBLE, fuzzing_balanced_accuracy DOUBLE,
     detection_quantiles_auroc DOUBLE, detection_quantiles_balanced_accuracy DOUBLE,
     fuzzing_quantiles_auroc DOUBLE, fuzzing_quantiles_balanced_accuracy DOUBLE,
+    -- of a sample of the scored latents only:
+    embedding_auroc DOUBLE, embedding_balanced_accuracy DOUBLE,
+    llm_detection_auroc DOUBLE, llm_detection_balanced_accuracy DOUBLE,
+    llm_fuzzing_auroc DOUBLE, llm_fuzzing_balanced_accuracy DOUBLE,
+    llm_fuzzing_hard_auroc DOUBLE, llm_fuzzing_hard_balanced_accuracy DOUBLE,
     best_match_correlation DOUBLE,   -- largest over the other variants at the same layer
     PRIMARY KEY (sae, latent)
 );
@@ -133,10 +156,13 @@ CREATE TABLE explanations (
     text VARCHAR, rules VARCHAR, status VARCHAR NOT NULL, reason VARCHAR NOT NULL
 );
 
--- AUROC and balanced accuracy of an explanation on contexts that the explainer has not seen.
+-- How well an explanation holds on contexts that the explainer has not seen.
 CREATE TABLE scores (
     sae INTEGER NOT NULL, latent INTEGER NOT NULL, explainer VARCHAR NOT NULL, scorer VARCHAR NOT NULL,
-    auroc DOUBLE, balanced_accuracy DOUBLE, positives INTEGER NOT NULL, negatives INTEGER NOT NULL,
+    auroc DOUBLE, balanced_accuracy DOUBLE,
+    f1 DOUBLE,                       -- at probability 0.5; NULL where nothing was called active
+    auprc DOUBLE,                    -- average precision
+    positives INTEGER NOT NULL, negatives INTEGER NOT NULL,
     status VARCHAR NOT NULL, reason VARCHAR NOT NULL
 );
 
@@ -154,4 +180,14 @@ CREATE TABLE tells (
     auroc DOUBLE, low DOUBLE, high DOUBLE,  -- with its 95% interval, over latents; NULL unless status is 'ok'
     trained INTEGER NOT NULL, random INTEGER NOT NULL,  -- latents that have a value
     status VARCHAR NOT NULL, reason VARCHAR NOT NULL
+);
+
+-- A metric of SAEs, random minus trained, with its 95% interval over the seeds of variants and SAEs.
+CREATE TABLE differences (
+    model VARCHAR NOT NULL, hook VARCHAR NOT NULL, name VARCHAR NOT NULL,
+    variant VARCHAR NOT NULL, layer INTEGER NOT NULL, metric VARCHAR NOT NULL,
+    trained DOUBLE, random DOUBLE,   -- means over seeds
+    difference DOUBLE, low DOUBLE, high DOUBLE,
+    trained_saes INTEGER NOT NULL, random_saes INTEGER NOT NULL,  -- SAEs that have a value
+    status VARCHAR NOT NULL, reason VARCHAR NOT NULL  -- ok | not_applicable (one seed: no interval)
 );

@@ -20,29 +20,28 @@ class Part(NamedTuple):
     constants: Mapping[str, int | str]
 
 
-Source: TypeAlias = "pa.Table | Sequence[Part]"
+Source: TypeAlias = "pa.Table | Sequence[Part | pa.Table]"
 """A table's rows: in memory, or in Parquet files that are read in the order given."""
 
-SCORE_COLUMNS = ("detection", "fuzzing", "detection_quantiles", "fuzzing_quantiles")
-"""Scorers whose scores are columns of `latents`."""
+Derived: TypeAlias = Mapping[str, Callable[[duckdb.DuckDBPyConnection], pa.Table]]
+"""Tables that follow from the others: called with the database when all those are there."""
+
+_SCORE = "_balanced_accuracy"
+"""How the last column of a scorer's scores in `latents` ends."""
 
 
-Tell: TypeAlias = Callable[[Sequence[Mapping[str, Any]], Mapping[int, Mapping[str, Any]]], pa.Table]
-"""From SAEs and, by SAE, the statistics of its alive latents to the table `tells`: see `tell.tell_table`."""
-
-
-def write_study(path: Path, tables: Mapping[str, Source], tell: Tell | None = None) -> None:
+def write_study(path: Path, tables: Mapping[str, Source], derived: Derived | None = None) -> None:
     """Write a study database to `path`, replacing what is there only once the new file is complete.
 
     `tables` maps names of schema.sql to rows whose columns bear the schema's names; a table left out stays
-    empty. `tell` is called when all else is there, and fills `tells`. A reader with the old file open goes on reading
+    empty. `derived` tables are made when all others are there. A reader with the old file open goes on reading
     the old content. Raises LineupError for a full disk.
     """
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _fill(partial, tables, tell)
+        _fill(partial, tables, derived or {})
         partial.replace(path)
     except (duckdb.IOException, OSError) as error:
         partial.unlink(missing_ok=True)
@@ -50,57 +49,84 @@ def write_study(path: Path, tables: Mapping[str, Source], tell: Tell | None = No
         raise LineupError(f"Cannot write '{path}': {reason}. Free some disk space and run again.") from error
 
 
-def _fill(path: Path, tables: Mapping[str, Source], tell: Tell | None) -> None:
+def _fill(path: Path, tables: Mapping[str, Source], derived: Derived) -> None:
     with duckdb.connect(str(path)) as connection:
         connection.execute("SET preserve_insertion_order = true")
         connection.execute(SCHEMA.read_text(encoding="utf-8"))
         for name, source in tables.items():
             _insert(connection, name, source)
         _derive(connection)
-        if tell is not None:
-            _insert(connection, "tells", tell(*_statistics(connection)))
+        for name, make in derived.items():
+            _insert(connection, name, make(connection))
         connection.execute("CHECKPOINT")
 
 
-def _statistics(connection: duckdb.DuckDBPyConnection) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
+_SETTING = "sae, model, hook, name, variant_seed, sae_seed, variant, layer, is_trained"
+
+
+def _saes(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    rows = connection.execute(f"SELECT {_SETTING} FROM saes JOIN variants USING (variant) ORDER BY sae").fetchall()
+    return [dict(zip(_SETTING.split(", "), row, strict=True)) for row in rows]
+
+
+def statistics_of(
+    connection: duckdb.DuckDBPyConnection,
+) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
     """SAEs and, by SAE, the numeric columns of its alive latents, nan where there is no value."""
-    rows = connection.execute("SELECT sae, layer, is_trained FROM saes JOIN variants USING (variant) ORDER BY sae")
-    saes = [dict(zip(("sae", "layer", "is_trained"), row, strict=True)) for row in rows.fetchall()]
     described = connection.execute("DESCRIBE latents").fetchall()
     columns = ", ".join(f'CAST("{name}" AS DOUBLE) AS "{name}"' for name, kind, *_ in described if kind != "VARCHAR")
     query = f"SELECT {columns} FROM latents WHERE sae = ? AND state = 'alive' ORDER BY latent"
-    found = {}
+    saes, found = _saes(connection), {}
     for sae in saes:
         arrays = connection.execute(query, [sae["sae"]]).fetchnumpy()
         found[sae["sae"]] = {name: np.ma.filled(array, np.nan) for name, array in arrays.items()}
     return saes, found
 
 
+def metrics_of(
+    connection: duckdb.DuckDBPyConnection,
+) -> tuple[list[dict[str, Any]], dict[str, dict[int, float]]]:
+    """SAEs and, by metric and SAE, the metrics that have a value."""
+    rows = connection.execute("SELECT metric, sae, value FROM sae_metrics WHERE status = 'ok' ORDER BY metric, sae")
+    found: dict[str, dict[int, float]] = {}
+    for metric, sae, value in rows.fetchall():
+        found.setdefault(metric, {})[sae] = value
+    return _saes(connection), found
+
+
 def _insert(connection: duckdb.DuckDBPyConnection, name: str, source: Source) -> None:
-    if isinstance(source, pa.Table):
-        if source.num_rows:
-            connection.register("rows", source)
-            connection.execute(f'INSERT INTO "{name}" BY NAME SELECT * FROM rows')
-            connection.unregister("rows")
-        return
-    for part in source:
+    for part in [source] if isinstance(source, pa.Table) else source:
+        if isinstance(part, pa.Table):
+            if part.num_rows:
+                connection.register("rows", part)
+                connection.execute(f'INSERT INTO "{name}" BY NAME SELECT * FROM rows')
+                connection.unregister("rows")
+            continue
         constants = "".join(f', ? AS "{column}"' for column in part.constants)
         query = f'INSERT INTO "{name}" BY NAME SELECT *{constants} FROM read_parquet(?)'
         connection.execute(query, [*part.constants.values(), str(part.path)])
 
 
 def _derive(connection: duckdb.DuckDBPyConnection) -> None:
-    """Fill the columns of `latents` that follow from other tables, where those have rows."""
+    """Fill the columns of `latents` that follow from other tables, where those have rows.
+
+    Which latents qualify is in the rows of the lexical explainer, the first by name, which are always there. Where a
+    scorer rated several explanations, that of the language model, the last by name, counts.
+    """
     connection.execute("""
         UPDATE latents SET score_state =
             CASE e.status WHEN 'ok' THEN 'scored' WHEN 'failed' THEN 'failed' ELSE e.reason END
-        FROM explanations e WHERE e.sae = latents.sae AND e.latent = latents.latent""")
-    for scorer in SCORE_COLUMNS:
+        FROM explanations e WHERE e.sae = latents.sae AND e.latent = latents.latent
+        AND e.explainer = (SELECT min(explainer) FROM explanations)""")
+    columns = [row[0] for row in connection.execute("DESCRIBE latents").fetchall()]
+    for scorer in [column.removesuffix(_SCORE) for column in columns if column.endswith(_SCORE)]:
         connection.execute(
             f"""
             UPDATE latents SET {scorer}_auroc = s.auroc, {scorer}_balanced_accuracy = s.balanced_accuracy
-            FROM scores s
-            WHERE s.sae = latents.sae AND s.latent = latents.latent AND s.scorer = ? AND s.status = 'ok'""",
+            FROM (SELECT sae, latent, last(auroc ORDER BY explainer) AS auroc,
+                  last(balanced_accuracy ORDER BY explainer) AS balanced_accuracy
+                  FROM scores WHERE scorer = ? AND status = 'ok' GROUP BY ALL) s
+            WHERE s.sae = latents.sae AND s.latent = latents.latent""",
             [scorer],
         )
     connection.execute("""

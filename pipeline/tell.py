@@ -19,6 +19,9 @@ FOLDS = 5
 DECADES = 0.1
 """Width of the bins of firing density within which trained and random latents are matched, in decades."""
 
+PLACE = ("model", "hook", "name", "sae_seed", "layer")
+"""Where an SAE stands: the trained one and every draw of a random variant stand there side by side."""
+
 FIELDS = [
     ("trained_sae", pa.int32()), ("random_sae", pa.int32()), ("statistic", pa.string()), ("matched", pa.bool_()),
     ("auroc", pa.float64()), ("low", pa.float64()), ("high", pa.float64()), ("trained", pa.int32()),
@@ -37,13 +40,14 @@ def tell_table(
     seed: int,
     advance: Advance | None = None,
 ) -> pa.Table:
-    """Table `tells`: each random SAE against the trained one of its layer, every statistic, plain and matched.
+    """Table `tells`: each random SAE against the trained one in the same place, every statistic, plain and matched.
 
-    `saes` have `sae`, `layer` and `is_trained`; `latents` gives, by SAE, statistics of alive latents as [latents].
+    `saes` have `sae`, `is_trained` and the columns in `PLACE`; `latents` gives, by SAE, statistics of alive latents as
+    [latents].
     """
     rows: list[Row] = []
-    trained = {sae["layer"]: sae["sae"] for sae in saes if sae["is_trained"]}
-    pairs = [(trained[s["layer"]], s["sae"]) for s in saes if not s["is_trained"] and s["layer"] in trained]
+    trained = {_place(sae): sae["sae"] for sae in saes if sae["is_trained"]}
+    pairs = [(trained[_place(s)], s["sae"]) for s in saes if not s["is_trained"] and _place(s) in trained]
     for ours, theirs in pairs:
         own = derive_seed(seed, "tell", ours, theirs)
         for row in tell(latents[ours], latents[theirs], statistics, own):
@@ -51,6 +55,10 @@ def tell_table(
             if advance is not None:
                 advance(len(rows), 2 * len(pairs) * (len(statistics) + 1))
     return pa.Table.from_pylist(rows, schema=pa.schema(FIELDS))
+
+
+def _place(sae: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(sae[column] for column in PLACE)
 
 
 def tell(

@@ -2,48 +2,174 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, TypeAlias
 
-import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipeline import randomise
+from pipeline.anatomy import Anatomy, Kind
 from pipeline.errors import LineupError
+from pipeline.initialise import SCHEMES, fresh, initialise
 from pipeline.models import LoadedModel
-from pipeline.seeds import torch_generator
+from pipeline.noise import EmbeddingNoise, matched, standard
+from pipeline.randomise import DISTRIBUTIONS, WeightTensor, moments
+from pipeline.seeds import derive_seed, torch_generator
+from pipeline.variant_rows import Family, Variant, layer_number, positive
 
-Kind: TypeAlias = Literal["embedding", "norm", "weight", "bias"]
 Norms: TypeAlias = Literal["keep", "resample"]
+Load: TypeAlias = Callable[[str], PreTrainedModel]
+"""The model's weights at another revision."""
+
+_REDRAWN = "redrawn IID from a Gaussian with that tensor's own mean and standard deviation"
+
+VARIANTS: dict[str, Variant | Family] = {
+    row.name: row
+    for row in (
+        Variant(
+            "trained",
+            "Trained",
+            "The released weights.",
+            is_trained=True,
+            random=False,
+        ),
+        Variant(
+            "rerandomized_incl_embeddings",
+            "Re-randomised, incl. embeddings",
+            f"Every weight tensor {_REDRAWN}.",
+            randomise=randomise.redraw_all,
+        ),
+        Variant(
+            "rerandomized_excl_embeddings",
+            "Re-randomised, excl. embeddings",
+            f"Every weight tensor but embedding and unembedding {_REDRAWN}.",
+            randomise=randomise.redraw_blocks,
+        ),
+        Variant(
+            "step0",
+            "Step 0",
+            "The published checkpoint from before the first training step (revision step0 on the Hub, as Pythia has).",
+            random=False,
+            revision="step0",
+        ),
+        Variant(
+            "control",
+            "Control",
+            "The released weights, but each token's input embedding is replaced by fresh IID N(0, 1) noise at every"
+            " occurrence: the model sees no text.",
+            noise_moments=standard,
+        ),
+        Variant(
+            "control_matched",
+            "Control, matched",
+            "The released weights, but each token's input embedding is replaced by fresh IID Gaussian noise at every"
+            " occurrence, with the mean and standard deviation of the trained embeddings as they enter the first"
+            " block: the model sees no text.",
+            noise_moments=matched,
+        ),
+        Family(
+            "init:<scheme>",
+            "Fresh initialisation, {}",
+            "A fresh initialisation, not a published one: {}.",
+            f"one of {', '.join(SCHEMES)}",
+            SCHEMES.__getitem__,
+            lambda row, scheme: replace(row, randomise=partial(initialise, scheme), is_fresh=True),
+            lambda name: SCHEMES[name].words,
+        ),
+        Family(
+            "scale:<s>",
+            "Re-randomised, std × {}",
+            "Every weight tensor redrawn IID from a Gaussian with that tensor's own mean and {} times its standard"
+            " deviation.",
+            "a number above 0",
+            positive,
+            lambda row, factor: replace(row, randomise=partial(randomise.redraw_scaled, factor)),
+        ),
+        Family(
+            "embedding_gain:<s>",
+            "Re-randomised, embedding × {}",
+            f"Every weight tensor {_REDRAWN}; then what is looked up and enters the residual stream, token and"
+            " position embeddings, is multiplied by {}. Where the unembedding is tied it is the same tensor.",
+            "a number above 0",
+            positive,
+            lambda row, factor: replace(
+                row, randomise=randomise.redraw_all, gain=partial(randomise.embedding_gain, factor)
+            ),
+        ),
+        Family(
+            "residual_gain:<s>",
+            "Re-randomised, branches × {}",
+            f"Every weight tensor {_REDRAWN}; then the weights that write to the residual stream, the output"
+            " projections of attention and MLP, are multiplied by {} (where a norm follows them, as in Gemma 3, that"
+            " norm's gain, kept norms too).",
+            "a number above 0",
+            positive,
+            lambda row, factor: replace(
+                row, randomise=randomise.redraw_all, gain=partial(randomise.residual_gain, factor)
+            ),
+        ),
+        Family(
+            "distribution:<d>",
+            "Re-randomised, {}",
+            "Every weight tensor redrawn at its own scale from another distribution: {}.",
+            f"one of {', '.join(DISTRIBUTIONS)}",
+            DISTRIBUTIONS.__getitem__,
+            lambda row, chosen: replace(row, randomise=chosen[1]),
+            lambda name: DISTRIBUTIONS[name][0],
+        ),
+        Variant(
+            "permuted",
+            "Permuted",
+            "Every tensor's trained entries, shuffled.",
+            randomise=randomise.shuffle,
+        ),
+        Variant(
+            "attention_only",
+            "Only attention re-randomised",
+            f"Every weight tensor of the attention modules {_REDRAWN}; all else as it was trained.",
+            randomise=randomise.redraw_attention,
+        ),
+        Variant(
+            "mlp_only",
+            "Only MLPs re-randomised",
+            f"Every weight tensor of the MLPs {_REDRAWN}; all else as it was trained.",
+            randomise=randomise.redraw_mlp,
+        ),
+        Family(
+            "layers_from:<l>",
+            "Re-randomised from layer {}",
+            f"Every weight tensor of the blocks from layer {{}} on {_REDRAWN}; all else as it was trained.",
+            "a layer, counted from 0",
+            layer_number,
+            lambda row, first: replace(row, randomise=partial(randomise.redraw_from, first)),
+        ),
+        Variant(
+            "random_embeddings",
+            "Random embeddings",
+            f"The token embedding {_REDRAWN}: random, but the same at every occurrence; all else as it was trained"
+            " (a tied unembedding is the same tensor).",
+            randomise=randomise.redraw_tokens,
+        ),
+    )
+}
+"""The variants in the order in which they are listed. A new one is a row here and, perhaps, a function."""
 
 
-class WeightTensor(NamedTuple):
-    """A tensor of the trained model, as a variant's function sees it."""
-
-    name: str
-    kind: Kind
-    values: Tensor
-
-
-Randomise: TypeAlias = Callable[[WeightTensor, torch.Generator], Tensor | None]
-"""New values for a tensor, or None to keep the trained ones."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One row of the table: what a variant is called and what is done to the trained model."""
-
-    name: str
-    label: str
-    description: str
-    is_trained: bool
-    randomise: Randomise | None = None
-    noise: bool = False
-    """Whether the token embeddings are replaced by noise while the model runs."""
+def find_variant(name: str) -> Variant:
+    """The row of that name, parameter included, such as `scale:0.5`. Raises LineupError for what the table lacks."""
+    row = VARIANTS.get(name)
+    if isinstance(row, Variant):
+        return row
+    stem, _, parameter = name.partition(":")
+    for family in VARIANTS.values():
+        if isinstance(family, Family) and family.name.startswith(f"{stem}:"):
+            return family.variant(parameter)
+    raise LineupError(f"Unknown variant '{name}'. Known: {', '.join(VARIANTS)}.")
 
 
 @dataclass(frozen=True)
@@ -53,30 +179,11 @@ class TensorRecord:
     name: str
     kind: Kind
     randomised: bool
+    """Whether its values are not the trained ones."""
     shape: tuple[int, ...]
     mean: float
     std: float
     sha256: str
-
-
-@dataclass(frozen=True)
-class EmbeddingNoise:
-    """Stands in for the token embedding: fresh IID N(0, 1) at every position of every forward pass."""
-
-    embedding: nn.Module
-
-    @contextmanager
-    def active(self, generator: torch.Generator) -> Iterator[None]:
-        """Replace the embedding's output while the context lasts, drawing from a CPU generator."""
-
-        def replace(_module: nn.Module, _arguments: Any, output: Tensor) -> Tensor:
-            return torch.randn(output.shape, generator=generator).to(output)
-
-        handle = self.embedding.register_forward_hook(replace)
-        try:
-            yield
-        finally:
-            handle.remove()
 
 
 @dataclass(frozen=True)
@@ -88,124 +195,81 @@ class VariantModel:
     noise: EmbeddingNoise | None
 
 
-def redraw_all(tensor: WeightTensor, generator: torch.Generator) -> Tensor:
-    """IID Gaussian values with the tensor's own mean and standard deviation."""
-    mean, std = moments(tensor.values)
-    return torch.empty_like(tensor.values).normal_(mean, std, generator=generator)
+def make_variant(
+    loaded: LoadedModel, name: str, seed: int, norms: Norms = "resample", load: Load | None = None
+) -> VariantModel:
+    """Build a variant as a model of its own; the trained one must not have been handed to TransformerLens yet.
 
-
-def redraw_blocks(tensor: WeightTensor, generator: torch.Generator) -> Tensor | None:
-    """The same, embedding and unembedding kept."""
-    return None if tensor.kind == "embedding" else redraw_all(tensor, generator)
-
-
-VARIANTS: dict[str, Variant] = {
-    row.name: row
-    for row in (
-        Variant(
-            "trained",
-            "Trained",
-            "The released weights.",
-            is_trained=True,
-        ),
-        Variant(
-            "rerandomized_incl_embeddings",
-            "Re-randomised, incl. embeddings",
-            "Every weight tensor redrawn IID from a Gaussian with that tensor's own mean and standard deviation.",
-            is_trained=False,
-            randomise=redraw_all,
-        ),
-        Variant(
-            "rerandomized_excl_embeddings",
-            "Re-randomised, excl. embeddings",
-            "Every weight tensor but embedding and unembedding redrawn IID from a Gaussian with that tensor's own"
-            " mean and standard deviation.",
-            is_trained=False,
-            randomise=redraw_blocks,
-        ),
-        Variant(
-            "control",
-            "Control",
-            "The released weights, but each token's input embedding is replaced by fresh IID N(0, 1) noise at every"
-            " occurrence: the model sees no text.",
-            is_trained=False,
-            noise=True,
-        ),
-    )
-}
-"""The variants in the order in which they are listed. A new one is a row here and, perhaps, a function above."""
-
-
-def find_variant(name: str) -> Variant:
-    """The row of that name. Raises LineupError for a name that the table does not have."""
-    if name not in VARIANTS:
-        raise LineupError(f"Unknown variant '{name}'. Known: {', '.join(VARIANTS)}.")
-    return VARIANTS[name]
-
-
-def make_variant(loaded: LoadedModel, name: str, seed: int, norms: Norms = "resample") -> VariantModel:
-    """Build a variant on a copy of the trained model, which must not have been handed to TransformerLens yet.
-
-    The definition says every tensor, so norms are redrawn as well; `keep` leaves them as they were trained. The values
-    of a tensor depend on seed, variant and tensor name alone, not on the order of drawing. Tied tensors are one
-    tensor: recorded and drawn once. Raises LineupError for an unknown variant.
+    The definitions say every tensor, so norms are redrawn as well; `keep` leaves them as they were trained. The values
+    of a tensor depend on seed, variant (without its parameter) and tensor name alone, not on the order of drawing; but
+    a model's own initialisation draws in its own order. Tied tensors are one tensor: recorded and drawn once. `load`
+    gets the model at another revision. Raises LineupError for an unknown variant, and for one that this model cannot
+    have.
     """
     variant = find_variant(name)
-    model = copy.deepcopy(loaded.model)
-    kinds = tensor_kinds(model)
+    stem = name.partition(":")[0]
+    model = _start(variant, loaded.model, derive_seed(seed, "variant", stem), load)
+    trained = dict(loaded.model.named_parameters())
+    anatomy = Anatomy(model)
     records = []
     for tensor_name, parameter in model.named_parameters():
-        tensor = WeightTensor(tensor_name, kinds[tensor_name], parameter.data)
-        generator = torch_generator(seed, "variant", name, tensor_name)
-        randomised = _randomise(variant, tensor, generator, norms)
-        records.append(_record(tensor, randomised))
-    return VariantModel(model, tuple(records), EmbeddingNoise(model.get_input_embeddings()) if variant.noise else None)
+        tensor = WeightTensor(tensor_name, anatomy.kinds[tensor_name], parameter.data, anatomy)
+        if variant.is_fresh and norms == "keep" and tensor.kind == "norm":
+            tensor.values.copy_(trained[tensor_name])
+        _change(variant, tensor, torch_generator(seed, "variant", stem, tensor_name), norms)
+        records.append(_record(tensor, trained[tensor_name]))
+    return VariantModel(model, tuple(records), _noise(variant, model))
 
 
-def _randomise(variant: Variant, tensor: WeightTensor, generator: torch.Generator, norms: Norms) -> bool:
-    if variant.randomise is None or (tensor.kind == "norm" and norms == "keep"):
-        return False
-    values = variant.randomise(tensor, generator)
-    if values is None:
-        return False
-    tensor.values.copy_(values)
-    return True
+def _start(variant: Variant, trained: PreTrainedModel, seed: int, load: Load | None) -> PreTrainedModel:
+    """The model whose tensors are then changed: a copy, a fresh one, or the one of another revision."""
+    if variant.is_fresh:
+        return fresh(trained, seed)
+    if variant.revision is None:
+        return copy.deepcopy(trained)
+    if load is None:
+        raise LineupError(
+            f"The variant {variant.name} needs a model of the Hub that has a revision '{variant.revision}', as"
+            " EleutherAI/pythia-70m has: leave it out for other models, or use init:own, a fresh initialisation."
+        )
+    model = load(variant.revision)
+    if _shapes(model) != _shapes(trained):
+        raise LineupError(
+            f"The model's revision '{variant.revision}' has tensors of other names or shapes than the trained one:"
+            f" leave out the variant {variant.name}."
+        )
+    return model
 
 
-def tensor_kinds(model: PreTrainedModel) -> dict[str, Kind]:
-    """The kind of every parameter, under the names of `named_parameters`, from the module that owns it."""
-    ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-    kinds: dict[int, Kind] = {}
-    for module in model.modules():
-        for attribute, parameter in module.named_parameters(recurse=False):
-            kinds.setdefault(id(parameter), _kind(module, attribute, is_end=id(module) in ends))
-    return {name: kinds[id(parameter)] for name, parameter in model.named_parameters()}
+def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def _kind(module: nn.Module, attribute: str, *, is_end: bool) -> Kind:
-    if is_end or isinstance(module, nn.Embedding):
-        return "embedding"
-    if is_norm(module):
-        return "norm"
-    return "bias" if attribute == "bias" else "weight"
+def _change(variant: Variant, tensor: WeightTensor, generator: torch.Generator, norms: Norms) -> None:
+    if variant.randomise is not None and not (tensor.kind == "norm" and norms == "keep"):
+        _put(tensor, variant.randomise(tensor, generator))
+    if variant.gain is not None:
+        _put(tensor, variant.gain(tensor))
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm: by its type, or the type's name where every model has a class of its own."""
-    return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("Norm")
+def _put(tensor: WeightTensor, values: Tensor | None) -> None:
+    if values is not None:
+        tensor.values.copy_(values)
 
 
-def _record(tensor: WeightTensor, randomised: bool) -> TensorRecord:
+def _noise(variant: Variant, model: PreTrainedModel) -> EmbeddingNoise | None:
+    if variant.noise_moments is None:
+        return None
+    embedding = model.get_input_embeddings()
+    return EmbeddingNoise(embedding, *variant.noise_moments(embedding))
+
+
+def _record(tensor: WeightTensor, trained: Tensor) -> TensorRecord:
     values = tensor.values.cpu().contiguous()
     mean, std = moments(values)
     digest = hashlib.sha256(values.numpy().data).hexdigest()
+    randomised = not torch.equal(values, trained.cpu())
     return TensorRecord(tensor.name, tensor.kind, randomised, tuple(values.shape), mean, std, digest)
-
-
-def moments(values: Tensor) -> tuple[float, float]:
-    """Mean, and standard deviation over the entries themselves (no sample correction), summed in float64."""
-    array = values.cpu().numpy()  # several times faster than torch's float64 sums
-    return float(array.mean(dtype=np.float64)), float(array.std(dtype=np.float64))
 
 
 def tensor_table(variant: str, records: Sequence[TensorRecord]) -> pa.Table:

@@ -80,6 +80,7 @@ document.addEventListener("keydown", (event) => {
 
 function escape(event) {
   hideTip();
+  closeMenus();
   if (event.target.matches?.("input")) event.target.blur();
 }
 
@@ -226,7 +227,17 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw
 document.addEventListener("click", (event) => {
   const element = event.target.closest("[data-open]");
   if (element) openDialog(element.dataset.open);
+  closeMenus(event.target);
 });
+
+/* Menus are plain details: they work without this, but would stay open. */
+function closeMenus(clicked = null) {
+  for (const menu of $$(".menu[open]")) {
+    if (menu.contains(clicked)) continue;
+    if (menu.contains(document.activeElement)) menu.querySelector("summary").focus();
+    menu.open = false;
+  }
+}
 
 /* ---- Blind trials: from first paint to the answer, less the time that the tab was hidden ---- */
 

@@ -35,7 +35,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("variants=[trained, step00]", "Unknown variant 'step00'. Known: trained, "),
         ("layers=[0, 7]", "has no layer 7; allowed: 0 to 2"),
         ("sae.k=96", "sae.k 96 must be smaller than sae.d_sae 96"),
-        ("sae.kk=3", "unknown key 'sae.kk'; known keys: architecture, d_sae, k, "),
+        ("sae.kk=3", "unknown key 'sae.kk'; known keys: name, architecture, source, d_sae, expansion, k, "),
         ("sae.k=many", "sae.k: "),
         ("sae.k=[", "'[' is not a YAML value"),
         ("layers", "--set takes key=value"),

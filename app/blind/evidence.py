@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
-from app import queries, tokens
+from app import axes, queries, tokens
 from app.blind.design import Design, DesignError
 from app.blind.draw import Candidate, Pair, draw_pool
 from app.db import Reader, Row
@@ -96,9 +96,13 @@ def _prepared(pair: Pair, shown: Mapping[tuple[int, int], Evidence], design: Des
 
 
 def identity(study: Study) -> dict[str, Any]:
-    """What the study was when the experiment was made: name, hash of its settings, seed, hashes of tokens and SAEs."""
+    """What the study was when the experiment was made: name, hash of its file, seed, hashes of tokens and SAEs.
+
+    The SAEs are those of the setting that latents are drawn from: one for each variant and layer.
+    """
     return {
-        "name": study.name,
+        "name": study.entry.name,
+        "setting": axes.told(study.setting) if study.setting else {},
         "title": study.row["title"],
         "config_sha256": hashlib.sha256(study.row["config"].encode()).hexdigest(),
         "seed": study.row["seed"],
@@ -163,7 +167,7 @@ def build_all(reader: Reader, sae: int, latents: Sequence[int], design: Design, 
     for start in range(0, len(latents), _CHUNK):
         part = latents[start : start + _CHUNK]
         rows = _load(reader, sae, part, design.tier)
-        texts = _texts(reader, rows)
+        texts = _texts(reader, sae, rows)
         for latent in part:
             try:
                 built[latent] = _evidence(rows, texts, latent, design, window, rng)
@@ -186,12 +190,12 @@ def _load(reader: Reader, sae: int, latents: Sequence[int], tier: int) -> Rows:
     return by_latent
 
 
-def _texts(reader: Reader, rows: Rows) -> dict[int, str]:
+def _texts(reader: Reader, sae: int, rows: Rows) -> dict[int, str]:
     ids: set[int] = set()
     for table in ("contexts", "logit_effects"):
         for own in rows.get(table, {}).values():
             ids |= tokens.token_ids(own)
-    return {token: f"⟨{token}⟩" for token in ids} | queries.token_texts(reader, ids)
+    return {token: f"⟨{token}⟩" for token in ids} | queries.token_texts(reader, sae, ids)
 
 
 def _evidence(rows: Rows, texts: Mapping[int, str], latent: int, design: Design, window: int, rng: Random) -> Evidence:

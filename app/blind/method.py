@@ -29,23 +29,31 @@ def method_paragraph(experiment: Experiment, results: Results) -> str:
     Names out of the study are in it as they are, but for invisible characters: whoever shows it escapes it.
     """
     design = experiment.design
-    parts = [_task(design), _drawing(design, results), _trials(design), _rules(design), _raters(results)]
+    parts = [_task(experiment), _drawing(design, results), _trials(design), _rules(design), _raters(results)]
     if results.overall.share.n:
         parts += [_accuracy(design, results), _crossed(results.overall), _signal(results.overall), _agreement(results)]
         parts += [_programs(results), _metrics(results)]
     return visible(" ".join(part for part in [*parts, _software()] if part))
 
 
-def _task(design: Design) -> str:
+def _task(experiment: Experiment) -> str:
+    design = experiment.design
     question = QUESTIONS[design.form]
     shown = "one latent at a time" if design.form == "single" else "a trained and a random latent side by side"
     return (
-        f"In the study “{design.study}”, latents of sparse autoencoders at {_several('layer', design.layers)} of a"
+        f"In the study {_study(experiment)}, latents of sparse autoencoders at {_several('layer', design.layers)} of a"
         f" trained transformer were set against those of its randomised {_several('variant', design.variants, '“”')}."
         f" Raters saw {shown}, without knowing which was which, were asked “{question.text}” and answered on six levels"
         f" from “{question.answers[0]}” to “{question.answers[-1]}”. They saw {TIERS[design.tier]} (tier {design.tier}"
         f" of {len(TIERS)}): {design.contexts} contexts a latent, activations scaled to the latent's own maximum."
     )
+
+
+def _study(experiment: Experiment) -> str:
+    """Its name, and its setting where that is not its first."""
+    name, setting = experiment.study["name"], experiment.study.get("setting", {})
+    parts = ", ".join(f"{key} {value}" for key, value in setting.items())
+    return f"“{name}”" + (f" ({parts})" if parts and experiment.design.study != name else "")
 
 
 def _drawing(design: Design, results: Results) -> str:

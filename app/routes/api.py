@@ -53,7 +53,7 @@ def new(request: Request, design: Annotated[dict[str, Any], Body()]) -> Response
     studies: Studies = request.app.state.studies
     try:
         with studies.open(str(design.get("study", ""))) as opened:
-            read = read_design(standard(opened) | design)
+            read = read_design(standard(opened) | design | {"study": opened.name})
             experiment, token = make_experiment(request, opened, read)
     except DesignError as error:
         raise PageError(400, "That experiment cannot be made", str(error)) from error

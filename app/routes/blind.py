@@ -18,7 +18,8 @@ from app.blind.method import method_paragraph
 from app.blind.records import Experiment
 from app.blind.results import Results, results
 from app.errors import PageError
-from app.render import base_of, page
+from app.render import page
+from app.state import base_of
 from app.stats import NEAREST_ACCURACY, labels_needed
 from app.studies import Studies, Study, StudyPendingError
 

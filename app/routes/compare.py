@@ -10,8 +10,8 @@ from app import queries, tokens
 from app.charts import Figure
 from app.db import Row
 from app.records import Metric, Order, Sae
-from app.render import base_of, page
-from app.state import CompareQuery, Link, linker, order_of, sae_of, study_path
+from app.render import page
+from app.state import CompareQuery, Link, base_of, linker, order_of, sae_of, study_path
 from app.studies import Studies, Study
 from app.views import LatentView, histogram_figure, load_latent, texts_for
 
@@ -95,7 +95,7 @@ def _numbers(study: Study, query: CompareQuery, order: Order, left: Sae, right: 
         first = queries.place(study.reader, left.sae, None, order).get("first")
     second = query.right_latent
     if second is None and query.pair == "match" and first is not None:
-        found = queries.matches(study.reader, left.sae, first, right.sae, most=1)
+        found = queries.matches(study.reader, left.sae, first, [right.sae], most=1)
         second = found[0]["other_latent"] if found else None
     if second is None:
         second = queries.place(study.reader, right.sae, None, order).get("first")
@@ -113,7 +113,7 @@ def _sides(
     sides = []
     for name, (sae, number), view, other in zip(("left", "right"), (left, right), views, (right, left), strict=True):
         scale = shared if query.scale == "shared" else view.largest if view else 0.0
-        matches = [] if number is None else queries.matches(study.reader, sae.sae, number, other[0].sae, most=1)
+        matches = [] if number is None else queries.matches(study.reader, sae.sae, number, [other[0].sae], most=1)
         sides.append(
             Side(
                 name=name,

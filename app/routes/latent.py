@@ -7,8 +7,8 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from app import queries, tokens
-from app.render import base_of, page
-from app.state import Number, Ordered, linker, order_of, study_path
+from app.render import page
+from app.state import Number, Ordered, base_of, linker, order_of, study_path
 from app.studies import Studies, Study
 from app.views import LatentView, groups_of, histogram_figure, load_latent, texts_for
 
@@ -42,7 +42,7 @@ def latent(
             "figure": histogram_figure(view),
             "effects": [_effects(row, texts) for row in effects],
             "explanations": [row | {"rules": _pretty(row["rules"])} for row in view.explanations],
-            "matches": queries.matches(opened.reader, sae.sae, latent),
+            "matches": queries.matches(opened.reader, sae.sae, latent, opened.numbers),
             "link": linker(study_path(base_of(request), opened.name), state),
             "order_query": state,
         }

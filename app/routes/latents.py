@@ -8,8 +8,8 @@ from fastapi.responses import Response
 
 from app import queries, tokens
 from app.records import OPERATORS, Selection
-from app.render import base_of, page
-from app.state import ListQuery, conditions, linker, order_of, sae_of, score_state, study_path
+from app.render import page
+from app.state import ListQuery, base_of, conditions, linker, order_of, sae_of, score_state, study_path
 from app.studies import Studies, Study
 
 router = APIRouter()
@@ -59,5 +59,5 @@ def latents(request: Request, study: str, query: Annotated[ListQuery, Query()]) 
 
 def _snippets(study: Study, sae: int, numbers: list[int]) -> dict[int, tokens.Context]:
     rows = queries.contexts(study.reader, sae, numbers, ["top"], most=1)
-    texts = queries.token_texts(study.reader, tokens.token_ids(rows))
+    texts = queries.token_texts(study.reader, sae, tokens.token_ids(rows))
     return {row["latent"]: tokens.build_context(row, texts, max(row["activations"], default=0.0)) for row in rows}

@@ -5,13 +5,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from app import charts, queries
+from app import aggregates, charts, queries, sweeps, tables
 from app.charts import Figure
 from app.db import Row
 from app.records import Metric, Sae, Variant
-from app.render import base_of, page
-from app.state import PlotQuery, linker, study_path
+from app.render import page
+from app.state import PlotQuery, base_of, linker, study_path
 from app.studies import Studies, Study, StudyPendingError
+from app.sweeps import Sweep
 
 router = APIRouter()
 
@@ -38,6 +39,7 @@ def plots(request: Request, study: str, query: Annotated[PlotQuery, Query()]) ->
             "distributions": _distributions(opened, metric),
             "scatters": _scatters(opened, x, y),
             "scatter_latents": SCATTER_LATENTS,
+            "sweeps": _sweeps(opened, metric),
             "options": [(m.metric, m.label) for m in opened.statistics],
             "link": linker(
                 study_path(base_of(request), opened.name, "/plots"),
@@ -53,33 +55,41 @@ def _chosen(study: Study, name: str | None, parameter: str, default: str) -> Met
     return next((metric for metric in study.statistics if metric.metric == default), study.statistics[0])
 
 
+def _sweeps(study: Study, metric: Metric) -> list[tuple[Sweep, list[tuple[Metric, Figure]]]]:
+    if not sweeps.sweeps(study.variants):
+        return []
+    summaries = aggregates.summaries(study.reader, study.numbers, [metric.metric])
+    chosen = tables.statistic_table(metric, tables.places_of(study), summaries)
+    return sweeps.of_study(study, [chosen, *tables.metric_tables(study)])
+
+
 def _pairs(study: Study, layer: int) -> list[tuple[Sae, Variant]]:
     return [(sae, study.variant(sae.variant)) for sae in study.saes if sae.layer == layer]
 
 
 def _over_layers(study: Study) -> list[tuple[Metric, Figure | None]]:
     saes = {sae.sae: sae for sae in study.saes}
-    rows = [row for row in queries.sae_metrics(study.reader) if row["sae"] in saes]
+    rows = queries.sae_metrics(study.reader, study.numbers)
     found: list[tuple[Metric, Figure | None]] = []
     for metric in study.metrics:
         points: dict[str, list[Row]] = {}
         for row in rows:
             if row["metric"] == metric.metric and row["value"] is not None:
                 sae = saes[row["sae"]]
-                points.setdefault(sae.variant, []).append({"layer": sae.layer, "value": row["value"]})
+                points.setdefault(sae.variant, []).append({"x": sae.layer, "value": row["value"]})
         ends = charts.span(metric, [point["value"] for line in points.values() for point in line])
         found.append((metric, charts.by_layer(metric, study.variants, points, ends) if points else None))
     return found
 
 
 def _medians(study: Study, metric: Metric) -> Figure | None:
-    summaries = queries.summaries(study.reader, [metric.metric])
+    summaries = aggregates.summaries(study.reader, study.numbers, [metric.metric])
     points: dict[str, list[Row]] = {}
     for sae in study.saes:
         quartiles = summaries.get(sae.sae, {}).get(f"quartiles {metric.metric}")
         if quartiles and quartiles[1] is not None:
             low, middle, high = quartiles
-            row = {"layer": sae.layer, "value": middle, "low": low, "high": high}
+            row = {"x": sae.layer, "value": middle, "low": low, "high": high}
             points.setdefault(sae.variant, []).append(row)
     ends = charts.span(metric, [p[key] for line in points.values() for p in line for key in ("low", "high")])
     return charts.by_layer(metric, study.variants, points, ends, height=230) if points else None
@@ -87,11 +97,11 @@ def _medians(study: Study, metric: Metric) -> Figure | None:
 
 def _distributions(study: Study, metric: Metric) -> list[dict[str, Any]]:
     log = metric.scale == "log"
-    ends = queries.bounds(study.reader, metric.metric, positive=log)
+    ends = aggregates.bounds(study.reader, study.numbers, metric.metric, positive=log)
     if ends is None:
         return []
     ends = charts.span(metric, ends)
-    rows = queries.distribution(study.reader, metric.metric, *ends, bins=charts.BINS, log=log)
+    rows = aggregates.distribution(study.reader, study.numbers, metric.metric, ends, bins=charts.BINS, log=log)
     figures = [(layer, charts.distributions(metric, _pairs(study, layer), rows, ends)) for layer in study.layers]
     charts.share_axes([figure for _, figure in figures])
     counted = {sae.sae: sum(row["latents"] for row in rows if row["sae"] == sae.sae) for sae in study.saes}
@@ -106,7 +116,7 @@ def _distributions(study: Study, metric: Metric) -> list[dict[str, Any]]:
 
 
 def _scatters(study: Study, x: Metric, y: Metric) -> list[tuple[int, Figure]]:
-    rows = queries.sample(study.reader, (x.metric, y.metric), SCATTER_LATENTS)
+    rows = aggregates.sample(study.reader, study.numbers, (x.metric, y.metric), SCATTER_LATENTS)
     figures = [(layer, charts.scatter(x, y, _pairs(study, layer), rows)) for layer in study.layers]
     charts.share_axes([figure for _, figure in figures])
     return figures

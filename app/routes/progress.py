@@ -3,7 +3,8 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app.render import TEMPLATES, base_of, is_partial
+from app.render import TEMPLATES, is_partial
+from app.state import base_of
 from app.studies import Studies, StudyPendingError
 
 router = APIRouter()
@@ -18,7 +19,7 @@ def progress(request: Request, study: str, seen: int = 0, shown: int = 0) -> Res
     ready = 0
     try:
         with studies.reading(entry) as opened:
-            ready = len(opened.saes)
+            ready = len(opened.all_saes)
     except StudyPendingError:
         pass
     context = {"entry": entry, "progress": entry.progress, "seen": seen, "ready": ready, "base": base_of(request)}

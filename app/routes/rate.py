@@ -11,8 +11,8 @@ from app.blind.records import Current, Experiment, Session, StaleError, Undoable
 from app.blind.reveal import own_result
 from app.blind.store import LabelStore
 from app.blind.words import BREAK_AFTER, QUESTIONS, REASONS, RUBRIC, TRUTHS, right
-from app.render import base_of, page
-from app.state import Seconds
+from app.render import page
+from app.state import Seconds, base_of
 
 router = APIRouter(prefix="/blind")
 

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.errors import PageError
+from app.records import Variant
 from app.render import page
 from app.studies import Entry, Studies
 
@@ -21,7 +22,7 @@ class Card:
     complete: bool = False
     saes: int = 0
     planned: int = 0
-    variants: tuple[tuple[str, str], ...] = ()
+    variants: tuple[Variant, ...] = ()
     layers: tuple[int, ...] = ()
     problem: str = ""
 
@@ -44,10 +45,10 @@ def _card(studies: Studies, entry: Entry) -> Card:
                 entry,
                 title=study.row["title"] or entry.name,
                 complete=study.row["complete"],
-                saes=len(study.saes),
+                saes=len(study.all_saes),
                 planned=study.row["planned_saes"],
-                variants=tuple((variant.label, variant.colour) for variant in study.variants),
-                layers=tuple(study.layers),
+                variants=tuple(study.variants),
+                layers=tuple(sorted({sae.layer for sae in study.all_saes})),
             )
     except PageError as error:
         return Card(entry, entry.name, problem=error.message)

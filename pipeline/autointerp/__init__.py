@@ -1,8 +1,29 @@
 """Explains latents and scores the explanations: examples of a latent's activity come in, texts and scores go out.
 
-`EXPLAINERS` and `SCORERS` are the tables; `explain_and_score` runs them over all latents of one SAE.
+`EXPLAINERS` and `SCORERS` are the tables. `explain_and_score` treats all latents of an SAE; what takes long or costs
+money, `explain_and_score_sample` does for a sample of those that qualify.
 """
 
-from pipeline.autointerp.run import EXPLAINERS, SCORERS, explain_and_score
+from pipeline.autointerp.client import Client, make_client
+from pipeline.autointerp.embedding import Sentences
+from pipeline.autointerp.estimate import Estimate, estimate
+from pipeline.autointerp.run import explain_and_score, part_seed
+from pipeline.autointerp.sample import Tools, explain_and_score_sample
+from pipeline.autointerp.tables import EXPLAINERS, SCORERS, check_scorers, needs_llm, needs_sample
 
-__all__ = ["EXPLAINERS", "SCORERS", "explain_and_score"]
+__all__ = [
+    "EXPLAINERS",
+    "SCORERS",
+    "Client",
+    "Estimate",
+    "Sentences",
+    "Tools",
+    "check_scorers",
+    "estimate",
+    "explain_and_score",
+    "explain_and_score_sample",
+    "make_client",
+    "needs_llm",
+    "needs_sample",
+    "part_seed",
+]

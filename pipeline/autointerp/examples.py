@@ -1,9 +1,11 @@
 """Draws what explainer and scorer see of each latent: firings come in, two halves of examples go out, split first."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from pipeline.collect import (
@@ -29,10 +31,30 @@ class Examples:
     active: Bool[NDArray[np.bool_], " example"]
     marked: Bool[NDArray[np.bool_], "example position"]
     """Tokens whose activation reaches the threshold's share of the context's peak."""
+    activation: Float[NDArray[np.float32], "example position"]
+    """The latent's activation on each token, 0 where it is silent."""
 
     def part(self, rows: NDArray[np.bool_]) -> "Examples":
         """The examples that `rows` selects."""
-        return Examples(self.latent[rows], self.tokens[rows], self.active[rows], self.marked[rows])
+        return Examples(*(column[rows] for column in self._columns()))
+
+    def of(self, latents: Ints, first: int) -> "Examples":
+        """The examples of these latents (ascending), by their places among them; `first` is the number of latent 0."""
+        kept = self.part(np.isin(self.latent + first, latents))
+        return replace(kept, latent=np.searchsorted(latents, kept.latent + first))
+
+    def with_both(self) -> "Examples":
+        """Those of latents that have activating and non-activating ones."""
+        both = np.isin(self.latent, self.latent[self.active]) & np.isin(self.latent, self.latent[~self.active])
+        return self.part(both)
+
+    @staticmethod
+    def joined(parts: "Sequence[Examples]") -> "Examples":
+        """One after another."""
+        return Examples(*(np.concatenate(c) for c in zip(*(part._columns() for part in parts), strict=True)))
+
+    def _columns(self) -> tuple[NDArray[Any], ...]:
+        return self.latent, self.tokens, self.active, self.marked, self.activation
 
 
 @dataclass(frozen=True)
@@ -47,6 +69,18 @@ class Split:
     """Contexts from strata of equal count over the whole range of activations, none of them shown to the explainer."""
     excluded: NDArray[np.str_]
     """[d_sae]: '' | dead | too_few_contexts | no_non_activating_contexts"""
+
+    def of(self, latents: Ints, first: int) -> "Split":
+        """Of those of these latents (ascending) that are here, numbered by their places among all of them; `first` is
+        the number of this split's first latent.
+        """
+        own = latents[(latents >= first) & (latents < first + len(self.excluded))]
+        return Split(
+            explain=self.explain.of(latents, first),
+            strongest=self.strongest.of(latents, first),
+            quantiles=self.quantiles.of(latents, first),
+            excluded=self.excluded[own - first],
+        )
 
 
 def draw(
@@ -72,12 +106,14 @@ def draw(
 
     def examples(rows: Ints, silent: NDArray[np.bool_]) -> Examples:
         latent = np.concatenate([where.latent[rows], silent_latent[silent]])
+        activation, marked = _activity(fired, where, rows, int(silent.sum()), config.mark_threshold)
         window = np.concatenate([where.window[rows], silent_window[silent]])
         everything = Examples(
             latent=latent,
             tokens=corpus.reshape(-1, where.length)[window],
             active=np.arange(len(latent)) < len(rows),
-            marked=_marks(fired, where, rows, int(silent.sum()), config.mark_threshold),
+            marked=marked,
+            activation=activation,
         )
         return everything.part(excluded[latent] == "")
 
@@ -91,11 +127,15 @@ def _excluded(where: Windows, silent_latent: Ints, config: AutointerpConfig) -> 
     return np.select(conditions, ["dead", "too_few_contexts", "no_non_activating_contexts"], "")
 
 
-def _marks(
+def _activity(
     fired: Firings, where: Windows, rows: Ints, silent: int, threshold: float
-) -> Bool[NDArray[np.bool_], "example position"]:
+) -> tuple[Float[NDArray[np.float32], "example position"], Bool[NDArray[np.bool_], "example position"]]:
+    """Activations and marks in the contexts of `rows`, then `silent` contexts without any."""
     entries, offsets = entries_of(where, rows)
     row = np.repeat(np.arange(len(rows)), np.diff(offsets))
+    place, value = fired.token[entries] % where.length, fired.value[entries]
     marked = np.zeros((len(rows) + silent, where.length), dtype=bool)
-    marked[row, fired.token[entries] % where.length] = fired.value[entries] >= threshold * where.peak[rows][row]
-    return marked
+    marked[row, place] = value >= threshold * where.peak[rows][row]
+    activation = np.zeros(marked.shape, dtype=np.float32)
+    activation[row, place] = value
+    return activation, marked

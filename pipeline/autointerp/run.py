@@ -1,7 +1,6 @@
-"""Explains and scores all latents of an SAE: firings come in, the tables `explanations` and `scores` go out."""
+"""Explains and scores all latents of an SAE without a model: firings come in, tables of texts and scores go out."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -9,66 +8,17 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 
 from pipeline.autointerp import lexical
-from pipeline.autointerp.examples import Examples, Split, draw
-from pipeline.autointerp.scorers import Rated, detection, fuzzing, score
-from pipeline.collect import Firings, Windows
+from pipeline.autointerp.examples import Split, draw
+from pipeline.autointerp.scorers import Scores, score
+from pipeline.autointerp.tables import SCORERS, LexicalScorer
+from pipeline.collect import Firings, Windows, nullable
 from pipeline.config import AutointerpConfig, CollectConfig
 from pipeline.seeds import derive_seed
 
 
-class Explainer(NamedTuple):
-    """A way to explain: `name`, what it does, what it needs."""
-
-    name: str
-    description: str
-
-
-class Scorer(NamedTuple):
-    """A question put to an explanation about examples that the explainer has not seen."""
-
-    name: str
-    description: str
-    rate: Callable[[Examples, NDArray[np.float64], int], Rated]
-    examples: Callable[[Split], Examples]
-
-
-EXPLAINERS: dict[str, Explainer] = {
-    row.name: row
-    for row in (
-        Explainer(
-            "lexical",
-            "the tokens, and n-grams of up to three tokens, on which the latent fires: a back-off model learned from"
-            " half of the examples; deterministic, needs no LLM",
-        ),
-    )
-}
-
-SCORERS: dict[str, Scorer] = {
-    row.name: row
-    for row in (
-        Scorer(
-            "detection", "does this context activate the latent? (strongest contexts)", detection, lambda s: s.strongest
-        ),
-        Scorer(
-            "fuzzing",
-            "are the marked tokens the ones that activate it? (strongest contexts)",
-            fuzzing,
-            lambda s: s.strongest,
-        ),
-        Scorer(
-            "detection_quantiles",
-            "detection on contexts of all strengths, from quantiles of the activation",
-            detection,
-            lambda s: s.quantiles,
-        ),
-        Scorer(
-            "fuzzing_quantiles",
-            "fuzzing on contexts of all strengths, from quantiles of the activation",
-            fuzzing,
-            lambda s: s.quantiles,
-        ),
-    )
-}
+def part_seed(seed: int, first: int) -> int:
+    """The seed of a part of an SAE's latents, `first` being its first: sampled latents are drawn again with it."""
+    return derive_seed(seed, "autointerp", first)
 
 
 def explain_and_score(
@@ -80,30 +30,48 @@ def explain_and_score(
     config: AutointerpConfig,
     seed: int,
 ) -> tuple[pa.Table, pa.Table]:
-    """The tables `explanations` (a row for every latent) and `scores` (a row for each scored latent and scorer)."""
+    """The tables `explanations` (a row for every latent) and `scores` (a row for each scored latent and scorer).
+
+    The lexical explainer always works, because its rows also say which latents qualify and why the others do not.
+    """
     split = draw(fired, where, corpus, collect, config, seed)
     lexicon = lexical.learn(split.explain, len(where.count), len(vocabulary))
-    scores = [_scores(scorer, split, lexicon, seed) for scorer in SCORERS.values()]
-    return _explanations(split, lexicon, vocabulary), pa.concat_tables(scores)
+    rows = [SCORERS[name] for name in config.scorers]
+    scores = [_scores(row, split, lexicon, seed) for row in rows if isinstance(row, LexicalScorer)]
+    return _explanations(split, lexicon, vocabulary), pa.concat_tables([SCORES.empty_table(), *scores])
 
 
-def _scores(scorer: Scorer, split: Split, lexicon: lexical.Lexicon, seed: int) -> pa.Table:
+def _scores(scorer: LexicalScorer, split: Split, lexicon: lexical.Lexicon, seed: int) -> pa.Table:
     examples = scorer.examples(split)
     verdict = score(scorer.rate(examples, lexicon.probabilities(examples), derive_seed(seed, scorer.name)))
+    return scores_table("lexical", scorer.name, verdict)
+
+
+SCORES = pa.schema(
+    [("latent", pa.int64()), ("explainer", pa.string()), ("scorer", pa.string())]
+    + [(name, pa.float64()) for name in ("auroc", "balanced_accuracy", "f1", "auprc")]
+    + [("positives", pa.int64()), ("negatives", pa.int64()), ("status", pa.string()), ("reason", pa.string())]
+)
+"""Columns of the table `scores`, without the SAE."""
+
+
+def scores_table(explainer: str, scorer: str, verdict: Scores, reasons: Sequence[str] | None = None) -> pa.Table:
+    """Rows of the table `scores` for latents that have one; `reasons` holds remarks on them."""
     count = len(verdict.latent)
-    return pa.table(
-        {
-            "latent": verdict.latent,
-            "explainer": ["lexical"] * count,
-            "scorer": [scorer.name] * count,
-            "auroc": verdict.auroc,
-            "balanced_accuracy": verdict.balanced_accuracy,
-            "positives": verdict.positives,
-            "negatives": verdict.negatives,
-            "status": ["ok"] * count,
-            "reason": [""] * count,
-        }
-    )
+    columns = {
+        "latent": verdict.latent,
+        "explainer": [explainer] * count,
+        "scorer": [scorer] * count,
+        "auroc": nullable(verdict.auroc),
+        "balanced_accuracy": nullable(verdict.balanced_accuracy),
+        "f1": nullable(verdict.f1),
+        "auprc": nullable(verdict.auprc),
+        "positives": verdict.positives,
+        "negatives": verdict.negatives,
+        "status": ["ok"] * count,
+        "reason": [""] * count if reasons is None else list(reasons),
+    }
+    return pa.table(columns, schema=SCORES)
 
 
 def _explanations(split: Split, lexicon: lexical.Lexicon, vocabulary: Sequence[str]) -> pa.Table:

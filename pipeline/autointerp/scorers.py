@@ -1,4 +1,4 @@
-"""Scores explanations: how they rate the scorer's half of the examples comes in, AUROC and balanced accuracy go out."""
+"""Scores explanations: how they rate the scorer's half of the examples comes in, AUROC and its like go out."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Rated:
-    """What a scorer asks: for each example the probability that the explanation gives to 'yes', and the truth."""
+    """What a scorer asks: for each example what the explanation gives to 'yes', a probability unless the scorer has
+    none (then any number that is larger for 'yes'), and the truth.
+    """
 
     latent: NDArray[np.int64]
     yes: Floats
@@ -31,12 +33,12 @@ def fuzzing(examples: Examples, probabilities: Float[Floats, "example position"]
     In activating contexts the truly active tokens are marked; in silent ones as many random tokens as in one of the
     latent's activating contexts.
     """
-    marked = examples.marked | _random_marks(examples, seed)
+    marked = examples.marked | random_marks(examples, seed)
     yes = np.where(marked, probabilities, 0).sum(axis=1) / np.maximum(marked.sum(axis=1), 1)
     return Rated(examples.latent, yes, examples.active)
 
 
-def _random_marks(examples: Examples, seed: int) -> Bool[NDArray[np.bool_], "example position"]:
+def random_marks(examples: Examples, seed: int) -> Bool[NDArray[np.bool_], "example position"]:
     """Random marks for the silent examples, each with as many as one of the latent's activating examples has."""
     silent, active = np.flatnonzero(~examples.active), np.flatnonzero(examples.active)
     active = active[np.argsort(examples.latent[active], kind="stable")]
@@ -57,28 +59,56 @@ class Scores:
 
     latent: NDArray[np.int64]
     auroc: Floats
+    auprc: Floats
     balanced_accuracy: Floats
+    f1: Floats
+    """nan where nothing was called active."""
     positives: NDArray[np.int64]
     negatives: NDArray[np.int64]
 
 
 def score(rated: Rated) -> Scores:
-    """AUROC as the share of (positive, negative) pairs in the right order, ties half; balanced accuracy at 0.5."""
+    """AUROC as the share of (positive, negative) pairs in the right order, ties half; average precision (AUPRC);
+    balanced accuracy and F1 at 0.5.
+    """
     latents, owner = np.unique(rated.latent, return_inverse=True)
     positives = np.bincount(owner, weights=rated.truth, minlength=len(latents))
     negatives = np.bincount(owner, minlength=len(latents)) - positives
     ranks = _midranks(owner, rated.yes)
     above = np.bincount(owner, weights=ranks * rated.truth, minlength=len(latents)) - positives * (positives + 1) / 2
     said_yes = rated.yes >= 0.5
-    sensitivity = np.bincount(owner, weights=said_yes & rated.truth, minlength=len(latents)) / positives
-    specificity = np.bincount(owner, weights=~said_yes & ~rated.truth, minlength=len(latents)) / negatives
+    hits = np.bincount(owner, weights=said_yes & rated.truth, minlength=len(latents))
+    rejections = np.bincount(owner, weights=~said_yes & ~rated.truth, minlength=len(latents))
+    called = np.bincount(owner, weights=said_yes, minlength=len(latents))
     return Scores(
-        latents,
-        above / (positives * negatives),
-        (sensitivity + specificity) / 2,
-        positives.astype(np.int64),
-        negatives.astype(np.int64),
+        latent=latents,
+        auroc=above / (positives * negatives),
+        auprc=_average_precision(owner, rated),
+        balanced_accuracy=(hits / positives + rejections / negatives) / 2,
+        f1=np.where(called > 0, 2 * hits / (called + positives), np.nan),
+        positives=positives.astype(np.int64),
+        negatives=negatives.astype(np.int64),
     )
+
+
+def _average_precision(owner: NDArray[np.int64], rated: Rated) -> Floats:
+    """Σ (recall_n − recall_{n−1}) · precision_n over the thresholds n at which an owner's values fall, each once."""
+    order = np.lexsort((-rated.yes, owner))
+    sorted_owner, truth = owner[order], rated.truth[order].astype(np.int64)
+    fresh = _fresh(sorted_owner, rated.yes[order])
+    group_owner = sorted_owner[fresh]
+    end = np.append(np.flatnonzero(fresh), len(order))[1:] - 1
+    first = np.searchsorted(sorted_owner, group_owner)  # the owner's first row
+    upto = np.concatenate([[0], np.cumsum(truth)])
+    precision = (upto[end + 1] - upto[first]) / (end + 1 - first)
+    gained = np.add.reduceat(truth, np.flatnonzero(fresh)) if len(order) else truth
+    total = np.bincount(owner, weights=rated.truth)
+    return np.bincount(group_owner, weights=gained * precision) / total
+
+
+def _fresh(owner: NDArray[np.int64], values: Floats) -> NDArray[np.bool_]:
+    """Where a new owner or a new value begins, in sorted rows."""
+    return np.asarray(np.diff(owner, prepend=-1).astype(bool) | np.diff(values, prepend=np.nan).astype(bool))
 
 
 def _midranks(owner: NDArray[np.int64], values: Floats) -> Floats:
@@ -86,8 +116,7 @@ def _midranks(owner: NDArray[np.int64], values: Floats) -> Floats:
     order = np.lexsort((values, owner))
     sorted_owner, sorted_values = owner[order], values[order]
     place = np.arange(len(order)) - np.searchsorted(sorted_owner, sorted_owner) + 1
-    fresh = np.diff(sorted_owner, prepend=-1).astype(bool) | np.diff(sorted_values, prepend=np.nan).astype(bool)
-    group = np.cumsum(fresh) - 1
+    group = np.cumsum(_fresh(sorted_owner, sorted_values)) - 1
     mean = np.bincount(group, weights=place) / np.bincount(group)
     ranks = np.empty(len(order))
     ranks[order] = mean[group]

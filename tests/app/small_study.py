@@ -3,13 +3,16 @@
 
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from pipeline.store import write_study
+from pipeline.differences import difference_table
+from pipeline.store import metrics_of, statistics_of, write_study
 from pipeline.tell import tell_table
 
 Rows: TypeAlias = list[dict[str, Any]]
@@ -56,6 +59,41 @@ METRICS: tuple[tuple[Any, ...], ...] = (
 )
 
 
+@dataclass(frozen=True)
+class Shape:
+    """How many SAEs a small study has along each axis; a model has its layers, out of `DEPTH` each."""
+
+    models: Mapping[str, tuple[int, ...]]
+    variants: tuple[str, ...] = VARIANTS
+    hooks: tuple[str, ...] = ("resid_post",)
+    saes: tuple[str, ...] = ("topk",)
+    variant_seeds: int = 1
+    sae_seeds: int = 1
+
+    def settings(self) -> Iterator[tuple[str, str, str, int]]:
+        """Model, hook, SAE and seed of the SAE."""
+        return product(self.models, self.hooks, self.saes, range(self.sae_seeds))
+
+    def places(self) -> Iterator[dict[str, Any]]:
+        """Where the SAEs stand; in the first setting an SAE's number is ten times its variant's position and its layer."""
+        for at, (model, hook, name, seed) in enumerate(self.settings()):
+            for position, variant in enumerate(self.variants):
+                for draw in range(self.variant_seeds if position else 1):
+                    for layer in self.models[model]:
+                        number = at * 10_000 + draw * 1000 + position * 10 + layer
+                        yield {"sae": number, "model": model, "hook": hook, "name": name, "variant_seed": draw,
+                               "sae_seed": seed, "variant": variant, "layer": layer}  # fmt: skip
+
+
+DEPTH = 4
+SECOND = "org/toy b"
+"""A second model, whose name needs care in an address; its tokens end in MARK."""
+MARK = "ᵇ"
+WIDE = Shape({"toy": (0, 1), SECOND: (0, 3)}, hooks=("resid_post", "mlp_out"), saes=("topk", "pca"), variant_seeds=2,
+             sae_seeds=2)  # fmt: skip
+"""Two of everything."""
+
+
 def write_small_study(
     path: Path,
     layers: Iterable[int] = LAYERS,
@@ -65,57 +103,66 @@ def write_small_study(
     seed: int = 0,
     top_contexts: int = 6,
     tell: bool = False,
+    shape: Shape | None = None,
 ) -> None:
-    """Write the study to `path`; fewer `layers` and `complete=False` make a study that is being built."""
-    tables = small_study(tuple(layers), complete, latents, scored, seed, top_contexts)
+    """Write the study to `path`; fewer `layers` and `complete=False` make a study that is being built.
+
+    `shape` gives it more than one setting, in place of `layers`.
+    """
+    shape = shape or Shape({"toy": tuple(layers)})
+    tables = small_study(shape, complete, latents, scored, seed, top_contexts)
     statistics = [name for name, level, *_ in METRICS if level == "latent"]
-    write_study(
-        path,
-        {name: pa.Table.from_pylist(rows) for name, rows in tables.items() if rows},
-        (lambda saes, values: tell_table(saes, values, statistics, seed)) if tell else None,
-    )
+    derived = {"differences": lambda database: difference_table(*metrics_of(database))}
+    if tell:
+        derived["tells"] = lambda database: tell_table(*statistics_of(database), statistics, seed)
+    write_study(path, {name: pa.Table.from_pylist(rows) for name, rows in tables.items() if rows}, derived)
 
 
 def small_study(
-    layers: tuple[int, ...], complete: bool, latents: int, scored: bool, seed: int, top_contexts: int = 6
+    shape: Shape, complete: bool, latents: int, scored: bool, seed: int, top_contexts: int = 6
 ) -> dict[str, Rows]:
     """The rows of every table."""
     rng = random.Random(seed)
-    tables = _head(complete, rng)
+    tables = _head(shape, complete, rng)
     filled = ("saes", "sae_metrics", "latents", "contexts", "histograms", "logit_effects")
     tables |= {name: [] for name in (*filled, "explanations", "scores", "matches")}
-    for position, variant in enumerate(VARIANTS):
-        for layer in layers:
-            _sae(tables, position, variant, layer, latents, scored, top_contexts, rng)
-    _matches(tables, layers, latents, rng)
+    for place in shape.places():
+        position = shape.variants.index(place["variant"])
+        _sae(tables, place, position, latents, rng)
+        for number in range(latents):
+            _latent(tables, place["sae"], number, position, scored, top_contexts, rng)
+    _matches(tables, latents, rng)
     return tables
 
 
-def _head(complete: bool, rng: random.Random) -> dict[str, Rows]:
+def _head(shape: Shape, complete: bool, rng: random.Random) -> dict[str, Rows]:
     config = "name: small\ntitle: A small study\nsae: {d_sae: 60, k: 4}\n"
-    weights = list(range(len(VOCABULARY)))
+    planned = len(list(shape.places())) if len(shape.models) > 1 else len(shape.variants) * len(LAYERS)
     return {
         "study": [{"name": "small", "title": "A small study", "config": config, "seed": 0, "complete": complete,
-                   "planned_saes": len(VARIANTS) * len(LAYERS)}],
+                   "planned_saes": planned}],
         "provenance": [{"key": "duckdb", "value": "1.4"}, {"key": "git", "value": SCRIPT}],
-        "timings": [{"stage": "train", "variant": "trained", "layer": 1, "seconds": 18.2, "tokens": 150016, "hardware": "2 cores"}],
-        "models": [{"model": "toy", "source": "code", "architecture": "Llama", "n_layers": 4, "d_model": 16,
-                    "vocab_size": len(VOCABULARY), "parameters": 12345, "note": "weights are random"}],
+        "timings": [
+            {"stage": "train", "model": "toy", "variant": "trained", "sae": 1, "seconds": 18.2, "tokens": 150016, "hardware": "2 cores"},
+            {"stage": "variant", "model": "toy", "variant": "control", "sae": None, "seconds": 0.5, "tokens": None, "hardware": "2 cores"},
+        ],
+        "models": [
+            {"model": model, "source": "code", "architecture": "Llama", "n_layers": DEPTH, "d_model": 16,
+             "vocab_size": len(VOCABULARY), "parameters": 12345 + at, "note": "weights are random"}
+            for at, model in enumerate(shape.models)
+        ],
         "variants": [
             {"variant": name, "position": at, "label": name.replace("_", " "), "description": f"What {name} is. {SCRIPT}",
              "is_trained": at == 0, "seed": at}
-            for at, name in enumerate(VARIANTS)
+            for at, name in enumerate(shape.variants)
         ],
         "tensors": [
-            {"variant": v, "name": f"layers.{i}.weight", "kind": "weight", "randomised": v != "trained", "shape": [16, 16],
-             "mean": 0.0, "std": 0.02, "sha256": f"{rng.getrandbits(256):064x}"}
-            for v in VARIANTS for i in range(3)
+            {"model": m, "variant": v, "variant_seed": draw, "name": f"layers.{i}.weight", "kind": "weight",
+             "randomised": v != "trained", "shape": [16, 16], "mean": 0.0, "std": 0.02, "sha256": f"{rng.getrandbits(256):064x}"}
+            for m in shape.models for v in shape.variants
+            for draw in range(1 if v == "trained" else shape.variant_seeds) for i in range(3)
         ],
-        "articles": [{"article": i, "title": "Anarchism" if i else SCRIPT, "split": "train", "tokens": 4 * SEQUENCE} for i in range(5)],
-        "sequences": [
-            {"sequence": i, "article": i % 5, "split": "train", "tokens": rng.choices(weights, k=SEQUENCE)} for i in range(20)
-        ],
-        "vocabulary": [{"token": i, "text": text} for i, text in enumerate(VOCABULARY)],
+        **_texts(shape, rng),
         "metrics": [
             dict(zip(("metric", "level", "label", "unit", "description", "higher_is_better", "scale", "lower", "upper"), row, strict=True))
             | {"position": at}
@@ -124,21 +171,41 @@ def _head(complete: bool, rng: random.Random) -> dict[str, Rows]:
     }  # fmt: skip
 
 
-def _sae(
-    tables: Mapping[str, Rows],
-    position: int,
-    variant: str,
-    layer: int,
-    latents: int,
-    scored: bool,
-    top_contexts: int,
-    rng: random.Random,
-) -> None:
-    sae = position * 10 + layer
+def _texts(shape: Shape, rng: random.Random) -> dict[str, Rows]:
+    """Each model's own text: the same ids mean other tokens there."""
+    tables: dict[str, Rows] = {"articles": [], "sequences": [], "vocabulary": []}
+    for model in shape.models:
+        mark = MARK if model == SECOND else ""
+        tables["articles"] += [
+            {
+                "model": model,
+                "article": i,
+                "title": ("Anarchism" if i else SCRIPT) + mark,
+                "split": "train",
+                "tokens": 4 * SEQUENCE,
+            }
+            for i in range(5)
+        ]
+        tables["sequences"] += [
+            {
+                "model": model,
+                "sequence": i,
+                "article": i % 5,
+                "split": "train",
+                "tokens": rng.choices(range(len(VOCABULARY)), k=SEQUENCE),
+            }
+            for i in range(20)
+        ]
+        tables["vocabulary"] += [{"model": model, "token": i, "text": text + mark} for i, text in enumerate(VOCABULARY)]
+    return tables  # fmt: skip
+
+
+def _sae(tables: Mapping[str, Rows], place: dict[str, Any], position: int, latents: int, rng: random.Random) -> None:
+    pca = place["name"] == "pca"
     tables["saes"].append(
-        {"sae": sae, "model": "toy", "variant": variant, "layer": layer, "hook_name": f"blocks.{layer}.hook_resid_post",
-         "architecture": "topk", "d_in": 16, "d_sae": latents, "k": 4, "seed": 0, "training_steps": 100,
-         "training_tokens": 127514, "collected_tokens": 150016, "normalisation": 0.31, "path": f"{variant}/{layer}",
+        place | {"hook_name": f"blocks.{place['layer']}.hook_{place['hook']}", "architecture": place["name"], "d_in": 16,
+         "d_sae": latents, "k": None if pca else 4, "seed": 0, "training_steps": 100, "training_tokens": 127514,
+         "collected_tokens": 150016, "normalisation": 0.31, "path": f"{place['variant']}/{place['layer']}",
          "sha256": f"{rng.getrandbits(256):064x}"}
     )  # fmt: skip
     for name, level, *_ in METRICS:
@@ -148,10 +215,8 @@ def _sae(
             value = None if refused else rng.uniform(0.2, 0.95) * (32 if name[0] == "l" else 1)
             status = "not_applicable" if refused else "ok"
             tables["sae_metrics"].append(
-                {"sae": sae, "metric": name, "value": value, "status": status, "reason": reason}
+                {"sae": place["sae"], "metric": name, "value": value, "status": status, "reason": reason}
             )
-    for number in range(latents):
-        _latent(tables, sae, number, position, scored, top_contexts, rng)
 
 
 def _latent(
@@ -215,7 +280,13 @@ def _explanation(
     rules = json.dumps({"tokens": dict.fromkeys(words, 1.0), "note": SCRIPT}) if good else None
     tables["explanations"].append(keys | outcome | {"text": text if good else None, "rules": rules})
     for scorer, loss in (("detection", 0.0), ("fuzzing", 0.05)) if good else ():
-        score = {"scorer": scorer, "auroc": auroc - loss, "balanced_accuracy": auroc - loss - 0.02}
+        score = {
+            "scorer": scorer,
+            "auroc": auroc - loss,
+            "balanced_accuracy": auroc - loss - 0.02,
+            "f1": auroc,
+            "auprc": auroc,
+        }
         tables["scores"].append(keys | outcome | score | {"positives": 20, "negatives": 20})
 
 
@@ -237,16 +308,18 @@ def _contexts(rows: Rows, sae: int, number: int, largest: float, top: int, silen
         )  # fmt: skip
 
 
-def _matches(tables: Mapping[str, Rows], layers: tuple[int, ...], latents: int, rng: random.Random) -> None:
+def _matches(tables: Mapping[str, Rows], latents: int, rng: random.Random) -> None:
     alive = [number for number in range(latents) if number % 10 != 9]
-    for layer in layers:
-        for here in range(len(VARIANTS)):
-            for there in (other for other in range(len(VARIANTS)) if other != here):
-                for number in alive:
-                    if number == 4:
-                        continue
-                    for rank, other in enumerate(rng.sample(alive, min(3, len(alive)))):
-                        tables["matches"].append(
-                            {"sae": here * 10 + layer, "latent": number, "other_sae": there * 10 + layer, "rank": rank,
-                             "other_latent": other, "correlation": 0.9 - 0.2 * rank}
-                        )  # fmt: skip
+    for here, there in permutations(tables["saes"], 2):
+        if any(here[key] != there[key] for key in ("model", "hook", "name", "sae_seed", "layer")):
+            continue
+        if here["variant"] == there["variant"]:
+            continue
+        for number in alive:
+            if number == 4:
+                continue
+            for rank, other in enumerate(rng.sample(alive, min(3, len(alive)))):
+                tables["matches"].append(
+                    {"sae": here["sae"], "latent": number, "other_sae": there["sae"], "rank": rank,
+                     "other_latent": other, "correlation": 0.9 - 0.2 * rank}
+                )  # fmt: skip

@@ -148,7 +148,7 @@ def test_a_damaged_file_is_one_sentence_and_the_others_work(
 def test_a_database_without_the_tables_is_damaged(folder_client: TestClient, tmp_path: Path) -> None:
     with duckdb.connect(str(tmp_path / "other.duckdb")) as connection:
         connection.execute("CREATE TABLE study AS SELECT 1 AS name")
-    assert "other.duckdb is damaged or no study file" in folder_client.get("/s/other").text
+    assert "other.duckdb is damaged, from an older version, or no study file" in folder_client.get("/s/other").text
 
 
 def test_a_study_without_a_file_waits_and_then_moves_on(folder_client: TestClient, tmp_path: Path) -> None:

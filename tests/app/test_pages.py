@@ -59,18 +59,18 @@ def test_the_browsers_history_gets_whole_pages(client: TestClient) -> None:
 def test_list_shows_variants_layers_and_title(client: TestClient) -> None:
     card = client.get("/").context["cards"][0]
     assert (card.title, card.saes, card.layers) == ("A small study", 9, (0, 1, 3))
-    assert [colour for _, colour in card.variants] == ["v0", "v1", "v2"]
+    assert [variant.colour for variant in card.variants] == ["v0", "v1", "v2"]
 
 
 def test_overview_puts_variants_beside_each_other_and_explains_what_is_missing(client: TestClient) -> None:
     response = client.get("/s/small")
     recovered = next(t for t in response.context["tables"] if t.metric.metric == "ce_loss_recovered")
-    layer, cells = recovered.rows[0]
-    assert layer == 0
+    assert recovered.lines[0].layer == 0
+    cells = recovered.lines[0].cells
     assert [cell.value is None for cell in cells] == [False, True, True]
     assert cells[1].note.startswith("CE with zeros")
     scores = next(t for t in response.context["scores"] if t.metric.metric == "detection_auroc")
-    trained, _, control = scores.rows[0][1]
+    trained, _, control = scores.lines[0].cells
     assert trained.value > control.value
     assert trained.low < trained.value < trained.high
     assert trained.share == pytest.approx(46 / 60)
@@ -235,11 +235,13 @@ def test_overview_says_which_numbers_can_tell_training(client: TestClient) -> No
     assert "Can this number tell?" in page.text
 
 
-def test_a_study_file_from_before_that_table_is_shown_without_it(tmp_path: Path) -> None:
+def test_a_study_file_of_an_older_version_says_what_to_do(tmp_path: Path) -> None:
     write_small_study(tmp_path / "old.duckdb", layers=(0,), latents=20)
     with duckdb.connect(str(tmp_path / "old.duckdb")) as connection:
         connection.execute("DROP TABLE tells")
     with TestClient(create_app(Settings(paths=(tmp_path,)))) as opened:
         page = opened.get("/s/old")
-    assert page.status_code == 200
-    assert "Can this number tell?" not in page.text
+        assert opened.get("/").status_code == 200
+    assert page.status_code == 500
+    assert "from an older version" in page.text
+    assert "Run the study again" in page.text

@@ -27,7 +27,8 @@ def toy_study(folder: Path, **changes: object) -> Path:
         "evaluate_ce_tokens": 256,
     }
     path = folder / "toy.yaml"
-    path.write_text(yaml.safe_dump(study | changes), encoding="utf-8")
+    changed = {key: value for key, value in (study | changes).items() if value is not None}
+    path.write_text(yaml.safe_dump(changed), encoding="utf-8")
     return path
 
 

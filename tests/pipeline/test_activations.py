@@ -1,20 +1,23 @@
-"""Running a variant: which tokens are kept, resumed files, and the losses with an SAE in place."""
+"""Running a variant: where activations are taken, which tokens are kept, and resumed files."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
+from transformers import FalconConfig, FalconForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
-from pipeline import activations, losses
+from pipeline import activations
+from pipeline.config import Hook, hook_name
+from pipeline.errors import LineupError
 from pipeline.hardware import Compute
+from pipeline.hooks import blocks, check_hooks
 from pipeline.logits import final_gain
 from pipeline.models import LoadedModel, bridge
 from pipeline.variants import make_variant
-from tests.pipeline.toy import toy_gpt2, toy_llama, toy_loaded, toy_neox
+from tests.pipeline.toy import toy_gemma, toy_gpt2, toy_llama, toy_loaded, toy_mamba, toy_neox, toy_rwkv
 
 CPU = Compute("cpu", bfloat16=False)
 
@@ -29,7 +32,7 @@ SEQUENCES = torch.randint(5, 300, (70, 16), generator=torch.Generator().manual_s
 
 def run(loaded: LoadedModel, name: str, folder: Path) -> Path:
     variant = make_variant(loaded, name, seed=0)
-    activations.run_variant(variant, SEQUENCES, [0, 2], 1, 0, CPU, folder, lambda *_: None)
+    activations.run_variant(variant, SEQUENCES, ["resid_post"], [0, 2], 1, 0, CPU, folder, lambda *_: None)
     return folder
 
 
@@ -38,28 +41,97 @@ def test_activations_are_the_models_own_hidden_states_without_the_first_position
 ) -> None:
     folder = run(loaded, "trained", tmp_path)
     expected = loaded.model(SEQUENCES, output_hidden_states=True).hidden_states[1][:, 1:]
-    found = activations.load(folder, 0, drop_positions=1)
+    found = activations.load(folder, 0, "resid_post", drop_positions=1)
     assert torch.allclose(found.values, expected.reshape(-1, 32), atol=1e-4)
     assert found.token[:16].tolist() == [*range(1, 16), 17]
     assert found.dropped_share == pytest.approx(1 / 16)
 
 
-@pytest.mark.parametrize("model", [toy_llama, toy_gpt2, toy_neox])
-def test_blocks_give_transformerlens_residual_stream(model: Callable[[], PreTrainedModel], tmp_path: Path) -> None:
+ALL: list[Hook] = ["resid_post", "mlp_out", "attn_out"]
+HOOKS: dict[Callable[[], PreTrainedModel], list[Hook]] = {
+    toy_llama: ALL,
+    toy_gpt2: ALL,
+    toy_neox: ALL,
+    toy_gemma: ALL,
+    toy_mamba: ["resid_post"],
+    toy_rwkv: ["resid_post"],
+}
+"""Which of the hook points an architecture has, by TransformerLens' names."""
+
+
+@pytest.mark.parametrize("model", HOOKS)
+def test_hook_points_are_transformerlens_by_name(model: Callable[[], PreTrainedModel], tmp_path: Path) -> None:
     loaded = toy_loaded(tmp_path / "model", model())
     variant = make_variant(loaded, "trained", seed=0)
-    activations.run_variant(variant, SEQUENCES[:3], [0, 1], 0, 0, CPU, tmp_path, lambda *_: None)
-    _, cache = bridge(loaded).run_with_cache(SEQUENCES[:3])
-    for layer in (0, 1):
-        expected = cache[f"blocks.{layer}.hook_resid_post"].reshape(-1, 32)
-        assert torch.allclose(activations.load(tmp_path, layer, 0).values, expected, atol=1e-4)
+    activations.run_variant(variant, SEQUENCES[:3], HOOKS[model], [0, 1], 0, 0, CPU, tmp_path, lambda *_: None)
+    _, cache = bridge(loaded).run_with_cache(SEQUENCES[:3], prepend_bos=False)
+    for hook in HOOKS[model]:
+        for layer in (0, 1):
+            expected = cache[hook_name(layer, hook)].reshape(-1, 32)
+            assert torch.allclose(activations.load(tmp_path, layer, hook, 0).values, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("model", [toy_llama, toy_gpt2, toy_neox])
+@pytest.mark.parametrize("model", [toy_mamba, toy_rwkv])
+@pytest.mark.parametrize("hook", ["mlp_out", "attn_out"])
+def test_a_hook_point_that_a_model_lacks_is_answered_with_those_it_has(
+    model: Callable[[], PreTrainedModel], hook: Hook
+) -> None:
+    made = model()
+    check_hooks(made, [0, 1], ["resid_post"])
+    with pytest.raises(LineupError, match=rf"{type(made).__name__} has no '{hook}' in layer 1; it has: resid_post\."):
+        check_hooks(made, [1], ["resid_post", hook])
+
+
+def toy_opt() -> PreTrainedModel:
+    shape = {"hidden_size": 32, "ffn_dim": 64, "word_embed_proj_dim": 32, "num_attention_heads": 4}
+    model: PreTrainedModel = OPTForCausalLM(OPTConfig(vocab_size=400, num_hidden_layers=2, **shape))
+    return model.eval()
+
+
+def test_activations_that_are_no_sequences_are_refused(loaded: LoadedModel, tmp_path: Path) -> None:
+    opt = LoadedModel(toy_opt(), loaded.tokenizer, loaded.info)
+    variant = make_variant(opt, "trained", seed=0)
+    with pytest.raises(LineupError, match=r"shape \[48, 32\], not batch, position and dimension"):
+        activations.run_variant(variant, SEQUENCES[:3], ["mlp_out"], [0], 0, 0, CPU, tmp_path, lambda *_: None)
+
+
+def test_the_pass_ends_with_the_last_hook_point_that_is_asked_for(loaded: LoadedModel, tmp_path: Path) -> None:
+    variant = make_variant(loaded, "trained", seed=0)
+    ran: list[int] = []
+    for number, block in enumerate(blocks(variant.model)):
+        block.mlp.register_forward_pre_hook(lambda *_, number=number: ran.append(number))
+    hooks: list[Hook] = ["attn_out", "resid_post"]
+    activations.run_variant(variant, SEQUENCES[:20], ["attn_out"], [2, 1], 1, 0, CPU, tmp_path, lambda *_: None)
+    assert ran == [0, 1] * 3  # batches of eight
+    ran.clear()
+    (tmp_path / "000000.safetensors").unlink()
+    activations.run_variant(variant, SEQUENCES[:20], hooks, [1], 1, 0, CPU, tmp_path, lambda *_: None)
+    assert ran == [0, 1] * 3
+
+
+def test_what_a_model_adds_in_place_afterwards_is_not_in_the_activations(tmp_path: Path) -> None:
+    config = FalconConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    loaded = toy_loaded(tmp_path / "model", FalconForCausalLM(config).eval())
+    variant = make_variant(loaded, "trained", seed=0)
+    hooks: list[Hook] = ["mlp_out", "resid_post"]
+    seen = []
+
+    def see(_module: Any, _arguments: Any, output: torch.Tensor) -> None:
+        seen.append(output.clone())
+
+    with variant.model.transformer.h[1].mlp.register_forward_hook(see):
+        activations.run_variant(variant, SEQUENCES[:3], hooks, [1], 0, 0, CPU, tmp_path, lambda *_: None)
+        variant.model(SEQUENCES[:3])
+    found = activations.load(tmp_path, 1, "mlp_out", 0)
+    assert torch.allclose(found.values, seen[-1].reshape(-1, 32), atol=1e-6)
+
+
+@pytest.mark.parametrize("model", HOOKS)
 def test_the_final_norms_gain_is_its_weight(model: Callable[[], PreTrainedModel], tmp_path: Path) -> None:
     loaded = toy_loaded(tmp_path, model())
     gain = final_gain(loaded.model)
-    assert torch.allclose(gain, bridge(loaded).ln_final.weight, atol=1e-4)
+    offset = 1 if model is toy_gemma else 0  # Gemma's norms multiply by 1 + weight
+    assert torch.allclose(gain, bridge(loaded).ln_final.weight + offset, atol=1e-4)
 
 
 def test_files_that_a_killed_run_left_are_kept_and_the_rest_is_the_same(loaded: LoadedModel, tmp_path: Path) -> None:
@@ -78,48 +150,10 @@ def test_files_that_a_killed_run_left_are_kept_and_the_rest_is_the_same(loaded: 
 def test_outliers_of_the_norm_are_dropped_and_counted(tmp_path: Path) -> None:
     values = torch.randn(4, 7, 8, generator=torch.Generator().manual_seed(0))
     values[2, 3] *= 1_000
-    save_file({"5": values}, tmp_path / "000000.safetensors")
-    found = activations.load(tmp_path, 5, drop_positions=1)
+    save_file({"5.mlp_out": values}, tmp_path / "000000.safetensors")
+    found = activations.load(tmp_path, 5, "mlp_out", drop_positions=1)
     assert found.outliers == 1
     assert len(found.values) == len(found.token) == 27
     assert 2 * 8 + 1 + 3 not in found.token.tolist()
     assert found.dropped_share == pytest.approx((4 + 1) / 32)
     assert found.values.norm(dim=-1).max() <= found.limit
-
-
-class Replaced(torch.nn.Module):
-    """Stands for an SAE: perfect, or one that returns zeros."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.factor * x
-
-
-def measure(loaded: LoadedModel, factor: float, limit: float) -> losses.Losses:
-    variant = make_variant(loaded, "trained", seed=0)
-    wrapped = bridge(LoadedModel(variant.model, loaded.tokenizer, loaded.info))
-    sae = (Replaced(factor), limit)
-    return losses.measure(wrapped, nullcontext, SEQUENCES[:6], {0: sae}, 1, CPU, lambda *_: None)[0]
-
-
-def test_a_perfect_sae_costs_nothing_and_a_zero_one_all(loaded: LoadedModel) -> None:
-    perfect, nothing = measure(loaded, 1.0, 1e9), measure(loaded, 0.0, 1e9)
-    assert torch.allclose(perfect.sae, perfect.clean, atol=1e-4)
-    assert torch.equal(nothing.sae, nothing.zero)
-    assert not torch.allclose(nothing.zero, nothing.clean, atol=1e-3)
-
-
-def test_clean_losses_are_the_models_own(loaded: LoadedModel) -> None:
-    logits = loaded.model(SEQUENCES[:6]).logits
-    own = torch.nn.functional.cross_entropy(
-        logits[:, 1:-1].flatten(0, 1), SEQUENCES[:6, 2:].flatten().long(), reduction="none"
-    )
-    assert torch.allclose(measure(loaded, 1.0, 1e9).clean, own, atol=1e-4)
-
-
-def test_spared_tokens_keep_their_activations(loaded: LoadedModel) -> None:
-    spared = measure(loaded, 0.0, limit=0.0)  # every token is an outlier
-    assert torch.allclose(spared.zero, spared.clean, atol=1e-4)

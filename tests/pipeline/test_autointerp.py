@@ -7,10 +7,11 @@ import pytest
 from scipy import sparse
 
 from pipeline import collect
-from pipeline.autointerp import explain_and_score, lexical
+from pipeline.autointerp import check_scorers, explain_and_score, lexical, needs_llm, needs_sample
 from pipeline.autointerp.examples import Examples, draw
 from pipeline.autointerp.scorers import Rated, score
 from pipeline.config import AutointerpConfig, CollectConfig
+from pipeline.errors import LineupError
 
 WINDOW, VOCABULARY = 16, 50
 COLLECT = CollectConfig(window=WINDOW, quantiles=5)
@@ -132,7 +133,7 @@ def test_chance_is_chance_over_many_random_latents(corpus: np.ndarray) -> None:
 def test_the_scorer_uses_the_rules_that_are_stored_and_nothing_else() -> None:
     tokens = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.int32)
     marked = np.array([[False, True, False], [False, False, False]])
-    seen = Examples(np.zeros(2, np.int64), tokens, np.array([True, False]), marked)
+    seen = Examples(np.zeros(2, np.int64), tokens, np.array([True, False]), marked, marked.astype(np.float32))
     lexicon = lexical.learn(seen, d_sae=1, vocabulary=10)
     probabilities = lexicon.probabilities(seen)
     own = {rule.tokens: rule for rule in lexical.rules(lexicon)[0]}
@@ -149,15 +150,106 @@ def test_the_text_names_only_what_was_seen_to_fire() -> None:
     assert lexical.text(own[1:], [" a", " b", " c", " d"]) == "no token or n-gram stands out"
 
 
-def test_auroc_and_balanced_accuracy_of_a_case_worked_by_hand() -> None:
+def test_the_scores_of_a_case_worked_by_hand() -> None:
     # positives .9 .5 .2, negatives .5 .1: pairs right 1+1, half+1, 0+1 = 4.5 of 6.
     # at .5: two of three positives said yes, one of two negatives said no: (2/3 + 1/2) / 2
+    # F1: two right among the three that were said, and among the three that are: 2·2 / (3 + 3)
+    # thresholds .9: 1 of 1; .5 (a tie): 2 of 3; .2: 3 of 4; each brings a third of the positives: (1 + 2/3 + 3/4) / 3
     rated = Rated(np.full(5, 3), np.array([0.9, 0.5, 0.2, 0.5, 0.1]), np.array([True, True, True, False, False]))
     found = score(rated)
     assert found.latent.tolist() == [3]
     assert found.auroc[0] == pytest.approx(4.5 / 6)
     assert found.balanced_accuracy[0] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert found.f1[0] == pytest.approx(2 / 3)
+    assert found.auprc[0] == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
     assert (found.positives[0], found.negatives[0]) == (3, 2)
+
+
+def by_definition(yes: np.ndarray, truth: np.ndarray) -> float:
+    """Average precision, from each threshold's own counts."""
+    found, before = 0.0, 0.0
+    for threshold in sorted(set(yes), reverse=True):
+        said = yes >= threshold
+        recall = (said & truth).sum() / truth.sum()
+        found += (recall - before) * (said & truth).sum() / said.sum()
+        before = recall
+    return found
+
+
+def test_the_scores_of_many_latents_at_once_are_each_ones_own() -> None:
+    generator = np.random.default_rng(3)
+    latent = generator.integers(5, 9, 400)
+    yes, truth = generator.integers(0, 8, 400) / 8, generator.random(400) < 0.3
+    found = score(Rated(latent, yes, truth))
+    for place, one in enumerate(found.latent.tolist()):
+        own = latent == one
+        alone = score(Rated(latent[own], yes[own], truth[own]))
+        said, right = yes[own] >= 0.5, truth[own]
+        assert found.auprc[place] == pytest.approx(by_definition(yes[own], right))
+        assert found.f1[place] == pytest.approx(2 * (said & right).sum() / (said.sum() + right.sum()))
+        assert [found.auroc[place], found.auprc[place]] == pytest.approx([alone.auroc[0], alone.auprc[0]])
+
+
+def test_one_value_for_all_has_the_average_precision_of_the_share_of_positives() -> None:
+    truth = np.arange(40) % 4 == 0
+    assert score(Rated(np.zeros(40, int), np.full(40, 0.2), truth)).auprc[0] == pytest.approx(0.25)
+
+
+def test_where_nothing_is_called_active_there_is_no_f1() -> None:
+    found = score(Rated(np.zeros(4, int), np.array([0.4, 0.3, 0.2, 0.1]), np.array([True, True, False, False])))
+    assert np.isnan(found.f1[0])
+    assert (found.auroc[0], found.balanced_accuracy[0]) == (1, 0.5)
+
+
+def test_no_latents_no_scores(corpus: np.ndarray) -> None:
+    nothing = collect.firings(sparse.csr_array(np.zeros((len(corpus), 3), np.float32)))
+    where = collect.windows(nothing, len(corpus), WINDOW)
+    explanations, scores = explain_and_score(nothing, where, corpus, ["a"] * VOCABULARY, COLLECT, CONFIG, seed=0)
+    assert scores.num_rows == 0
+    assert explanations["status"].to_pylist() == ["not_applicable"] * 3
+
+
+def test_only_the_scorers_that_were_asked_for_score(
+    fired: collect.Firings, where: collect.Windows, corpus: np.ndarray
+) -> None:
+    config = CONFIG.model_copy(update={"scorers": ("fuzzing", "embedding")})
+    words = [str(token) for token in range(VOCABULARY)]
+    _, scores = explain_and_score(fired, where, corpus, words, COLLECT, config, seed=0)
+    assert set(scores["scorer"].to_pylist()) == {"fuzzing"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scorers": ("detektion",)}, "Unknown scorer 'detektion' in autointerp.scorers; known: detection, fuzzing,"),
+        ({"scorers": ("fuzzing", "fuzzing")}, "none of them twice"),
+        ({"explainers": ()}, "must name one or more"),
+        ({"explainers": ("llm",)}, "add it to autointerp.explainers"),
+        ({"explainers": ("lexical", "llm")}, r"set autointerp.llm.model \(found ''\)"),
+        ({"scorers": ("llm_fuzzing",), "llm": {"model": "m", "endpoint": "localhost"}}, r"\(found 'localhost'\)"),
+        ({"scorers": ("llm_fuzzing",), "llm": {"model": "m", "endpoint": "http://me:key@host/v1"}}, "LINEUP_LLM_KEY"),
+        (
+            {"scorers": ("llm_fuzzing",), "examples": 20, "llm": {"model": "m", "endpoint": "http://host"}},
+            "explain_exa",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_in_a_sentence(settings: dict, message: str) -> None:
+    with pytest.raises(LineupError, match=message):
+        check_scorers(AutointerpConfig(**settings))
+
+
+def test_a_language_model_is_needed_only_where_it_is_asked() -> None:
+    ready = {"llm": {"model": "m", "endpoint": "http://127.0.0.1:1/v1"}}
+    plain, sentence = AutointerpConfig(), AutointerpConfig(scorers=("embedding",))
+    words, numbers = (
+        AutointerpConfig(explainers=("lexical", "llm"), **ready),
+        AutointerpConfig(scorers=("llm_fuzzing",)),
+    )
+    assert [needs_llm(each) for each in (plain, sentence, words, numbers)] == [False, False, True, True]
+    assert [needs_sample(each) for each in (plain, sentence, words, numbers)] == [False, True, True, True]
+    check_scorers(plain)
+    check_scorers(words)
 
 
 def test_same_seed_same_tables(fired: collect.Firings, where: collect.Windows, corpus: np.ndarray) -> None:

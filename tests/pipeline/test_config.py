@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Study, hook_name, load_study
+from pipeline.config import ModelConfig, SaeConfig, Study, hook_name, layers_of, load_study
 from pipeline.errors import LineupError
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -33,13 +33,52 @@ def test_a_name_is_enough(tmp_path: Path) -> None:
 def test_overrides_reach_into_sections_and_are_read_as_yaml(tmp_path: Path) -> None:
     overrides = ("sae.k=16", "variants=[control]", "model.revision=step0", "corpus.held_out=0.2")
     study = load_study(write(tmp_path, "name: mine\nsae: {k: 8, d_sae: 64}"), overrides)
-    assert (study.sae.k, study.sae.d_sae, study.variants) == (16, 64, ("control",))
-    assert (study.model.revision, study.corpus.held_out) == ("step0", 0.2)
+    assert (study.saes[0].k, study.saes[0].d_sae, study.variants) == (16, 64, ("control",))
+    assert (study.models[0].revision, study.corpus.held_out) == ("step0", 0.2)
 
 
-def test_hook_names_follow_the_layers() -> None:
-    assert Study(name="mine", layers=(3, 1)).hook_names == (hook_name(3), hook_name(1))
+def test_hook_points_have_transformerlens_names() -> None:
     assert hook_name(3) == "blocks.3.hook_resid_post"
+    assert hook_name(0, "mlp_out") == "blocks.0.hook_mlp_out"
+
+
+def test_one_model_and_one_sae_are_short_for_lists(tmp_path: Path) -> None:
+    short = load_study(write(tmp_path, "name: mine\nmodel: hub:a/b\nsae: {k: 8}"))
+    long = load_study(write(tmp_path, "name: mine\nmodels: [{source: 'hub:a/b'}]\nsaes: [{k: 8}]"))
+    assert short == long == Study(name="mine", models=(ModelConfig(source="hub:a/b"),), saes=(SaeConfig(k=8),))
+
+
+def test_a_sweep_is_one_line(tmp_path: Path) -> None:
+    text = "name: mine\nvariants: [trained, {scale: [0.5, 1.0, 2]}, {distribution: uniform}, control]"
+    names = ("trained", "scale:0.5", "scale:1", "scale:2", "distribution:uniform", "control")
+    assert load_study(write(tmp_path, text)).variants == names
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "expected"),
+    [
+        ("[1, 3]", None, (1, 3)),
+        ("all", None, (0, 1, 2, 3, 4, 5)),
+        ("every 2", None, (1, 3, 5)),
+        ("every 4", None, (3,)),
+        ("[1, 3]", "all", (0, 1, 2, 3, 4, 5)),
+        ("all", "[5]", (5,)),
+    ],
+)
+def test_layers_are_listed_or_follow_the_models_depth(
+    tmp_path: Path, asked: str, own: str | None, expected: tuple[int, ...]
+) -> None:
+    model = f"{{source: 'folder:x', layers: {own}}}" if own else "folder:x"
+    study = load_study(write(tmp_path, f"name: mine\nlayers: {asked}\nmodel: {model}"))
+    assert layers_of(study, study.models[0], 6) == expected
+
+
+def test_the_number_of_latents_and_the_step_size_follow_the_width() -> None:
+    assert SaeConfig().latents(576) == 4608
+    assert SaeConfig(d_sae=100).latents(576) == 100
+    assert SaeConfig(expansion=64, learning_rate="auto").peak_learning_rate(256) == pytest.approx(2e-4)
+    assert SaeConfig(expansion=64, learning_rate="auto").peak_learning_rate(1024) == pytest.approx(1e-4)
+    assert SaeConfig(learning_rate=1e-3).peak_learning_rate(1024) == 1e-3
 
 
 def test_a_study_cannot_be_changed_after_it_is_read() -> None:
@@ -51,7 +90,16 @@ def test_a_study_cannot_be_changed_after_it_is_read() -> None:
     ("text", "says"),
     [
         ("name: mine\nsea: {k: 8}", ["unknown key 'sea'", "known keys", "sae"]),
-        ("name: mine\nsae: {K: 8}", ["unknown key 'sae.K'", "d_sae, k"]),
+        ("name: mine\nsae: {K: 8}", ["unknown key 'sae.K'", "k, options"]),
+        ("name: mine\nmodel: {sorce: x}", ["unknown key 'model.sorce'", "source, revision"]),
+        ("name: mine\nmodels: [{sorce: x}]", ["unknown key 'models.0.sorce'", "source, revision"]),
+        ("name: mine\nsae: {}\nsaes: [{}]", ["sae and saes", "keep one of them"]),
+        ("name: mine\nsaes: [{k: 8}, {k: 16}]", ["saes ['topk', 'topk']", "none of them twice"]),
+        ("name: mine\nmodels: [hub:a/b, hub:a/b]", ["hub:a/b", "none of them twice"]),
+        ("name: mine\nlayers: every 0", ["layers", "every N", "'every 0'"]),
+        ("name: mine\nhooks: [mlp]", ["hooks.0", "mlp_out", "'mlp'"]),
+        ("name: mine\nsae: {architecture: pretrained}", ["sae.source", "pretrained"]),
+        ("name: mine\nsae: {architecture: top}", ["sae.architecture", "topk", "'top'"]),
         ("title: no name", ["name", "required"]),
         ("name: Mine!", ["name", "'Mine!'"]),
         ("name: mine\nsae: {k: -1}", ["sae.k", "-1"]),

@@ -1,13 +1,14 @@
 """The corpus: where its text comes from, how it is cut and split, and how little of it is too little."""
 
 import bz2
-import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline import wikipedia
 from pipeline.config import CorpusConfig
-from pipeline.corpus import Corpus, build_corpus
+from pipeline.corpus import DOCUMENTS, MARGIN, Corpus, build_corpus
 from pipeline.errors import LineupError
 from pipeline.store import write_study
 from tests.pipeline.toy import toy_documents, toy_tokenizer, write_toy_corpus
@@ -125,7 +126,9 @@ def test_saving_and_loading_gives_the_same_corpus(source: str, tmp_path: Path) -
 
 def test_the_tables_fit_the_database_and_hold_the_corpus(source: str, tmp_path: Path) -> None:
     corpus = build_corpus(config(source), TOKENIZER, seed=0)
-    write_study(tmp_path / "study.duckdb", corpus.tables())
+    tables = corpus.tables().items()
+    named = {name: table.append_column("model", pa.array(["toy"] * len(table))) for name, table in tables}
+    write_study(tmp_path / "study.duckdb", named)
     with duckdb.connect(str(tmp_path / "study.duckdb"), read_only=True) as connection:
         articles = connection.execute("SELECT article, title, split, tokens FROM articles ORDER BY 1").fetchall()
         sequences = connection.execute("SELECT sequence, article, split, tokens FROM sequences ORDER BY 1").fetchall()
@@ -135,60 +138,6 @@ def test_the_tables_fit_the_database_and_hold_the_corpus(source: str, tmp_path: 
     splits = {article: split for article, _, split, _ in articles}
     for (_, article, split, _), held_out in zip(sequences, corpus.held_out.tolist(), strict=True):
         assert split == splits[article] == ("held_out" if held_out else "train")
-
-
-# Sources.
-
-
-def test_a_folder_of_text_files_is_one_document_a_file(tmp_path: Path) -> None:
-    for title, text in toy_documents(3):
-        (tmp_path / f"{title}.txt").write_text(text, encoding="utf-8")
-    (tmp_path / "notes.md").write_text("no corpus", encoding="utf-8")
-    corpus = build_corpus(config(f"text:{tmp_path}", tokens=960), TOKENIZER, seed=0)
-    assert corpus.titles == ["Document 0", "Document 1", "Document 2"]
-
-
-@pytest.mark.parametrize(
-    ("source", "says"),
-    [
-        ("hub:some/data", r"Unknown corpus.source 'hub:some/data'\. Known: wheel:gensim, text:PATH, jsonl:PATH\."),
-        ("jsonl:", r"Unknown corpus.source 'jsonl:'"),
-        ("wheel:nltk", r"Unknown corpus.source 'wheel:nltk'.*gensim"),
-        ("text:/no/such/place", r"'/no/such/place', which does not exist"),
-        ("jsonl:/no/such/file", r"'/no/such/file', which does not exist"),
-    ],
-)
-def test_a_source_that_is_none_is_named(source: str, says: str) -> None:
-    with pytest.raises(LineupError, match=says):
-        build_corpus(config(source), TOKENIZER, seed=0)
-
-
-def test_a_missing_package_comes_with_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(LineupError, match="`pip install gensim`"):
-        build_corpus(config("wheel:gensim"), TOKENIZER, seed=0)
-
-
-@pytest.mark.parametrize(
-    ("line", "says"),
-    [
-        ("{no json", "line 2 of '.*' is not JSON"),
-        ('{"txt": "a"}', "line 2 of '.*' has no text"),
-        ('{"text": 3}', "line 2 of '.*' has no text"),
-        ('"text"', "line 2 of '.*' has no text"),
-    ],
-)
-def test_a_wrong_line_is_named_by_its_number(tmp_path: Path, line: str, says: str) -> None:
-    path = tmp_path / "wrong.jsonl"
-    path.write_text('{"text": "fine"}\n' + line + "\n", encoding="utf-8")
-    with pytest.raises(LineupError, match=says):
-        build_corpus(config(f"jsonl:{path}"), TOKENIZER, seed=0)
-
-
-def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
-    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
-    with pytest.raises(LineupError, match=r"latin\.txt' as UTF-8"):
-        build_corpus(config(f"text:{tmp_path}"), TOKENIZER, seed=0)
 
 
 def test_too_little_text_is_told_with_what_there_is(tmp_path: Path) -> None:
@@ -221,6 +170,45 @@ def test_bos_needs_a_tokeniser_that_has_one(source: str) -> None:
     tokenizer.bos_token = None
     with pytest.raises(LineupError, match="no BOS token"):
         build_corpus(config(source, prepend_bos=True), tokenizer, seed=0)
+
+
+# A source that is too large to be read whole.
+
+
+def write_rows(path: Path, texts: list[str]) -> str:
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=16)
+    return f"parquet:{path}"
+
+
+def test_of_a_streamed_source_only_the_beginning_counts(tmp_path: Path) -> None:
+    text = toy_documents(1, sentences=5)[0][1]
+    each = len(TOKENIZER("100. " + text)["input_ids"]) // 32
+    assert 1 <= each <= MARGIN * 200 / DOCUMENTS  # short enough to count in full
+    enough = -(-MARGIN * 200 // each)  # documents until there are twice the 200 sequences
+    texts = [f"{number}. {text}" for number in range(100, 100 + 3 * enough)]
+    changed = [*texts[:enough], *("other text. " * 50 for _ in texts[enough:])]
+    whole = build_corpus(config(write_rows(tmp_path / "a.parquet", texts)), TOKENIZER, seed=0)
+    other = build_corpus(config(write_rows(tmp_path / "b.parquet", changed)), TOKENIZER, seed=0)
+    assert whole.sha256 == other.sha256
+    assert len(whole.titles) > 0.9 * enough  # and a good part of it, not the first document only
+    assert max(int(title.removeprefix("row ")) for title in whole.titles) > 0.9 * enough
+
+
+def test_a_long_document_does_not_stand_for_many(tmp_path: Path) -> None:
+    document = toy_documents(1, sentences=20)[0][1]
+    source = write_rows(tmp_path / "long.parquet", [document * 40, *([document] * 120)])
+    corpus = build_corpus(config(source, tokens=6400), TOKENIZER, seed=0)
+    assert len(TOKENIZER(document * 40)["input_ids"]) > MARGIN * 6400  # it alone would be enough
+    assert len(corpus.titles) > 30
+    assert max(corpus.article_tokens) <= 10 * 32
+
+
+def test_a_streamed_source_that_ends_early_is_read_to_its_end(tmp_path: Path) -> None:
+    texts = [text for _, text in toy_documents()]
+    available = sum(len(TOKENIZER(text)["input_ids"]) // 32 for text in texts)
+    corpus = build_corpus(config(write_rows(tmp_path / "all.parquet", texts), tokens=32 * available), TOKENIZER, seed=0)
+    assert len(corpus.tokens) == available
+    assert len(corpus.titles) == len(texts)
 
 
 # Wikipedia.

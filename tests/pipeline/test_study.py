@@ -27,6 +27,7 @@ TABLES = [
         "scores",
         "matches",
         "tells",
+        "differences",
     ),
 ]
 """All tables but `timings`, which says how long this run took."""

@@ -75,9 +75,12 @@ def test_too_few_values_are_a_reason_and_no_number() -> None:
     assert told(few, latents(50, 0, -9, 1))["density", True]["status"] == "not_applicable"  # nothing can be matched
 
 
+PLACE = {"model": "toy", "hook": "resid_post", "name": "topk", "sae_seed": 0}
+
+
 def test_the_table_sets_each_random_sae_against_the_trained_one_of_its_layer() -> None:
     kinds = [(0, 1, True), (1, 3, True), (2, 1, False), (3, 3, False), (4, 7, False)]
-    saes = [{"sae": sae, "layer": layer, "is_trained": known} for sae, layer, known in kinds]
+    saes = [PLACE | {"sae": sae, "layer": layer, "is_trained": known} for sae, layer, known in kinds]
     values = {sae: latents(40, 0, -2, sae) for sae, *_ in kinds}
     seen: list[tuple[int, int]] = []
     table = tell_table(saes, values, NAMES, 0, lambda done, total: seen.append((done, total)))
@@ -87,3 +90,14 @@ def test_the_table_sets_each_random_sae_against_the_trained_one_of_its_layer() -
     assert seen[-1] == (12, 12)
     assert tell_table(saes, values, NAMES, 0).equals(table)
     assert not tell_table(saes, values, NAMES, 1).equals(table)
+
+
+@pytest.mark.parametrize("axis", ["model", "hook", "name", "sae_seed"])
+def test_only_saes_in_one_place_are_told_apart(axis: str) -> None:
+    trained = PLACE | {"sae": 0, "layer": 1, "is_trained": True, "variant_seed": 0}
+    random = [trained | {"sae": draw + 1, "is_trained": False, "variant_seed": draw} for draw in range(2)]
+    values = {sae: latents(12, 0, -2, sae) for sae in range(3)}
+    rows = tell_table([trained, *random], values, NAMES, 0).to_pylist()
+    assert {(row["trained_sae"], row["random_sae"]) for row in rows} == {(0, 1), (0, 2)}
+    elsewhere = [sae | {axis: 9} for sae in random]
+    assert tell_table([trained, *elsewhere], values, NAMES, 0).num_rows == 0

@@ -9,14 +9,20 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    RwkvConfig,
+    RwkvForCausalLM,
 )
 
 from pipeline.config import ModelConfig
@@ -112,6 +118,27 @@ NEOX: dict[str, Any] = {
     "max_position_embeddings": 256,
     "tie_word_embeddings": False,
 }
+GEMMA: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "max_position_embeddings": 256,
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "pad_token_id": None,
+}
+MAMBA: dict[str, Any] = {
+    "hidden_size": 32,
+    "state_size": 4,
+    "num_hidden_layers": 2,
+    "use_associative_scan": False,
+    "pad_token_id": None,
+}
+RWKV: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "context_length": 256}
 
 
 def toy_llama(**changes: Any) -> PreTrainedModel:
@@ -127,6 +154,22 @@ def toy_gpt2(**changes: Any) -> PreTrainedModel:
 def toy_neox(**changes: Any) -> PreTrainedModel:
     """Two layers of 32 dimensions with biases, parallel branches and an unembedding of its own."""
     return _made(GPTNeoXForCausalLM, GPTNeoXConfig, NEOX | changes)
+
+
+def toy_gemma(**changes: Any) -> PreTrainedModel:
+    """Two layers of 32 dimensions, one with a sliding window: embeddings scaled inside their module, heads wider than
+    the model, norms before and after each branch."""
+    return _made(Gemma3ForCausalLM, Gemma3TextConfig, GEMMA | changes)
+
+
+def toy_mamba(**changes: Any) -> PreTrainedModel:
+    """Two layers of 32 dimensions, each one mixer: neither attention nor MLP."""
+    return _made(MambaForCausalLM, MambaConfig, MAMBA | changes)
+
+
+def toy_rwkv(**changes: Any) -> PreTrainedModel:
+    """Three layers of 32 dimensions with time mixing in place of attention, and an unembedding of its own."""
+    return _made(RwkvForCausalLM, RwkvConfig, RWKV | changes)
 
 
 def _made(model_class: Any, config_class: Any, shape: dict[str, Any]) -> PreTrainedModel:

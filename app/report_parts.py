@@ -1,0 +1,269 @@
+"""The report's sections: a study comes in; for each model, hook and SAE its tables and plots go out, over all seeds."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+
+from app import aggregates, charts, queries, svg, sweeps
+from app.axes import Setting, settings
+from app.charts import Curve, curve_of
+from app.db import Row
+from app.records import Metric, Sae, Variant
+from app.studies import Study
+from app.tables import Cell, Line, Table, Telling, is_score, tellings
+
+DISTRIBUTIONS = (
+    "density", "token_entropy", "top_token_share", "max_activation", "detection_auroc", "fuzzing_auroc",
+    "best_match_correlation",
+)  # fmt: skip
+"""Statistics whose whole distribution is shown."""
+MOST_LAYERS = 6
+"""Layers of which distributions are shown: the first, the last, and some between."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Latents of a variant at a layer: how many there are, live, and were scored; the others by their state."""
+
+    variant: Variant
+    layer: int
+    latents: int
+    alive: int
+    scored: int
+    others: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Group:
+    """All SAEs of one model, hook and name: they differ in variant, layer and seeds."""
+
+    study: Study
+    setting: Setting
+    saes: list[Sae]
+
+    @property
+    def model(self) -> str:
+        """The transformer."""
+        return self.setting.model
+
+    @property
+    def hook(self) -> str:
+        """Where in a layer the SAEs read."""
+        return self.setting.hook
+
+    @property
+    def name(self) -> str:
+        """The kind of SAE."""
+        return self.setting.name
+
+    @property
+    def numbers(self) -> list[int]:
+        """The SAEs' numbers."""
+        return [sae.sae for sae in self.saes]
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that have an SAE."""
+        return sorted({sae.layer for sae in self.saes})
+
+    @property
+    def draws(self) -> int:
+        """How often random variants were drawn."""
+        return len({sae.variant_seed for sae in self.saes})
+
+    @property
+    def seeds(self) -> int:
+        """How often each SAE was trained."""
+        return len({sae.sae_seed for sae in self.saes})
+
+    @cached_property
+    def tells(self) -> list[tuple[Variant, list[Telling]]]:
+        """Which statistic can tell, by random variant."""
+        return tellings(self.study, _pooled_tells(queries.tells(self.study.reader, self.numbers)))
+
+    @cached_property
+    def tell_plots(self) -> list[tuple[str, svg.Plot]]:
+        """A plot a statistic, a line a random variant: those that tell best first, all together before them."""
+        curves: dict[str, list[Curve]] = {}
+        order: dict[str, float] = {}
+        for variant, found in self.tells:
+            for telling in found:
+                rows = [(layer, rows[True]) for layer, rows in telling.layers.items() if True in rows]
+                points = [{"x": x, "value": r["auroc"], "low": r["low"], "high": r["high"]} for x, r in rows]
+                curves.setdefault(telling.label, []).append(curve_of(variant, points))
+                best = 1.0 if telling.metric is None else telling.distance
+                order[telling.label] = max(order.get(telling.label, 0.0), best)
+        labels = sorted(curves, key=lambda label: -order[label])
+        return [(label, self._over_layers(_AUROC, curves[label], (0.0, 1.0), half=True)) for label in labels]
+
+    @cached_property
+    def metrics(self) -> list[tuple[Table, svg.Plot]]:
+        """The metrics of the SAEs: means over the seeds, with the smallest and the largest."""
+        rows: dict[tuple[str, str, int], list[Row]] = {}
+        places = {sae.sae: (sae.variant, sae.layer) for sae in self.saes}
+        for row in queries.sae_metrics(self.study.reader, self.numbers):
+            rows.setdefault((row["metric"], *places[row["sae"]]), []).append(row)
+        here = self.setting
+        found = queries.differences(self.study.reader, here.model, here.hook, here.name)
+        differences = {(row["metric"], row["variant"], row["layer"]): row for row in found}
+        tables = []
+        for metric in self.study.metrics:
+            table = Table(metric)
+            for layer in self.layers:
+                keys = [(variant, (metric.metric, variant.variant, layer)) for variant in self.study.variants]
+                cells = [_mean(v, rows.get(key, []), differences.get(key)) for v, key in keys]
+                table.lines.append(Line(f"L{layer}", f"layer {layer}", layer, cells))
+            tables.append(table)
+        return self._with_plots(tables)
+
+    @cached_property
+    def _summaries(self) -> Mapping[aggregates.Place, Row]:
+        names = [metric.metric for metric in self.study.statistics]
+        return aggregates.pooled_summaries(self.study.reader, self.numbers, names)
+
+    @cached_property
+    def _medians(self) -> list[Table]:
+        tables = []
+        for metric in self.study.statistics:
+            table = Table(metric)
+            for layer in self.layers:
+                cells = [_median(v, metric, self._summaries.get((v.variant, layer))) for v in self.study.variants]
+                table.lines.append(Line(f"L{layer}", f"layer {layer}", layer, cells))
+            tables.append(table)
+        return tables
+
+    @cached_property
+    def scores(self) -> list[tuple[Table, svg.Plot]]:
+        """How well explanations hold: medians over the latents of all seeds, with quartiles."""
+        return self._with_plots(table for table in self._medians if is_score(table.metric))
+
+    @cached_property
+    def statistics(self) -> list[tuple[Table, svg.Plot]]:
+        """All other statistics of latents."""
+        return self._with_plots(table for table in self._medians if not is_score(table.metric))
+
+    @cached_property
+    def shares(self) -> list[Share]:
+        """Which share of latents qualifies for a score, and why the others do not."""
+        states = aggregates.pooled_states(self.study.reader, self.numbers)
+        found = []
+        for variant in self.study.variants:
+            for layer in self.layers:
+                row = self._summaries.get((variant.variant, layer))
+                if row is not None:
+                    counts = dict(states.get((variant.variant, layer), {}))
+                    scored = counts.pop("scored", 0)
+                    found.append(Share(variant, layer, row["latents"], row["alive"], scored, counts))
+        return found
+
+    @cached_property
+    def distributions(self) -> list[tuple[Metric, list[tuple[int, svg.Plot]]]]:
+        """Key statistics, a plot a layer, on the same axes."""
+        known = {metric.metric: metric for metric in self.study.statistics}
+        found = [(known[name], self._distribution(known[name])) for name in DISTRIBUTIONS if name in known]
+        return [(metric, plots) for metric, plots in found if plots]
+
+    @cached_property
+    def sweeps(self) -> list[tuple[sweeps.Sweep, list[tuple[Table, svg.Plot]]]]:
+        """Metrics over the variants that differ in one number."""
+        tables = [table for table, _ in (*self.scores, *self.metrics)]
+        found = []
+        for sweep in sweeps.sweeps(self.study.variants):
+            plots = [(t, _sweep_plot(sweep, t)) for t in tables if sweeps.has_values(sweep, t)]
+            found.append((sweep, plots))
+        return found
+
+    def _with_plots(self, tables: Iterable[Table]) -> list[tuple[Table, svg.Plot]]:
+        return [(t, self._over_layers(t.metric, t.curves, t.span)) for t in tables if not t.empty]
+
+    def _over_layers(self, metric: Metric, curves: Sequence[Curve], span: charts.Range, half: bool = False) -> svg.Plot:
+        label = f"{metric.label} by layer"
+        return svg.plot(label, curves, metric, span, "layer", self.layers, half=half)
+
+    def _distribution(self, metric: Metric) -> list[tuple[int, svg.Plot]]:
+        log = metric.scale == "log"
+        reader = self.study.reader
+        ends = aggregates.bounds(reader, self.numbers, metric.metric, positive=log)
+        if ends is None:
+            return []
+        ends = charts.span(metric, ends)
+        places = {sae.sae: (sae.variant, sae.layer) for sae in self.saes}
+        counts: dict[tuple[str, int], list[int]] = {}
+        for row in aggregates.distribution(reader, self.numbers, metric.metric, ends, charts.BINS, log):
+            counts.setdefault(places[row["sae"]], [0] * charts.BINS)[row["bin"]] += row["latents"]
+        shares = {place: [n / sum(bins) for n in bins] for place, bins in counts.items()}
+        top = max((max(bins) for bins in shares.values()), default=1.0)
+        edges = charts.bin_edges(metric, ends)
+        plots = []
+        for layer in _some(self.layers):
+            own = [(v, shares[v.variant, layer]) for v in self.study.variants if (v.variant, layer) in shares]
+            curves = [curve_of(v, [{"x": at, "value": h} for at, h in enumerate(bins)]) for v, bins in own]
+            plots.append((layer, svg.steps(f"{metric.label} at layer {layer}", curves, metric, edges, top)))
+        return plots
+
+
+_AUROC = Metric(
+    metric="auroc", level="latent", position=0, label="AUROC", unit="", description="", higher_is_better=None,
+    scale="linear", lower=0.0, upper=1.0,
+)  # fmt: skip
+
+
+def groups_of(study: Study) -> list[Group]:
+    """The study's groups, in its order."""
+    found: dict[tuple[str, str, str], Group] = {}
+    for setting in settings(study.all_saes):
+        key = (setting.model, setting.hook, setting.name)
+        if key not in found:
+            saes = [sae for sae in study.all_saes if (sae.model, sae.hook, sae.name) == key]
+            found[key] = Group(study.at(setting), setting, saes)
+    return list(found.values())
+
+
+def _pooled_tells(rows: Iterable[Row]) -> list[Row]:
+    """One row for each variant, layer and statistic; over several seeds the mean with the smallest and the largest."""
+    found: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("variant", "layer", "statistic", "matched"))
+        found.setdefault(key, []).append(row)
+    return [_one_tell(same) for same in found.values()]
+
+
+def _one_tell(rows: list[Row]) -> Row:
+    known = [row["auroc"] for row in rows if row["auroc"] is not None]
+    if len(known) < 2:
+        return next((row for row in rows if row["auroc"] is not None), rows[0]) | {"seeds": len(known)}
+    sums = {name: sum(row[name] for row in rows) for name in ("trained", "random")}
+    return rows[0] | sums | {"auroc": fmean(known), "low": min(known), "high": max(known), "seeds": len(known)}
+
+
+def _mean(variant: Variant, rows: Sequence[Row], difference: Row | None) -> Cell:
+    values = [row["value"] for row in rows if row["value"] is not None]
+    if not values:
+        reason = next((row["reason"] for row in rows if row["reason"]), "Not applicable." if rows else "")
+        return Cell(variant, None, note=reason)
+    low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
+    return Cell(variant, fmean(values), low, high, difference=difference)
+
+
+def _median(variant: Variant, metric: Metric, row: Row | None) -> Cell:
+    if row is None:
+        return Cell(variant, None)
+    low, middle, high = row[f"quartiles {metric.metric}"] or (None, None, None)
+    share = row[f"count {metric.metric}"] / row["latents"] if row["latents"] else None
+    return Cell(variant, middle, low, high, share=share, note="" if middle is not None else "No latent has a value.")
+
+
+def _some(layers: Sequence[int]) -> list[int]:
+    """At most MOST_LAYERS of some layers, evenly spread, both ends among them."""
+    if len(layers) <= MOST_LAYERS:
+        return list(layers)
+    step = (len(layers) - 1) / (MOST_LAYERS - 1)
+    return [layers[round(at * step)] for at in range(MOST_LAYERS)]
+
+
+def _sweep_plot(sweep: sweeps.Sweep, table: Table) -> svg.Plot:
+    values = [value for value, _ in sweep.variants]
+    curves = sweeps.sweep_curves(sweep, table)
+    label = f"{table.metric.label} over {sweep.prefix}"
+    return svg.plot(label, curves, table.metric, table.span, sweep.prefix, values, x_log=sweep.log)

@@ -1,0 +1,79 @@
+"""Reads what an endpoint sent back: the raw body of a chat completion comes in, words or the reason for none go out."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pipeline.autointerp.prompts import Token
+
+
+class Answer(NamedTuple):
+    """What the model said; `text` is None where it said nothing that can be used, and `reason` says why."""
+
+    text: str | None
+    reason: str = ""
+    tokens: tuple[Token, ...] = ()
+    """Of the text, with log-probabilities; empty without those."""
+
+
+class Usage(NamedTuple):
+    """Tokens that were paid for."""
+
+    prompt: int
+    answer: int
+
+
+def body_of(raw: str) -> dict[str, Any] | None:
+    """The body as JSON, None where it was cut off or is something else."""
+    try:
+        body = json.loads(raw)
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def read(raw: str) -> Answer:
+    """What the model said; its failures have a reason and no text."""
+    choice = _first((body_of(raw) or {}).get("choices"))
+    message = _mapping(choice.get("message"))
+    if message.get("refusal") or choice.get("finish_reason") == "content_filter":
+        return Answer(None, "refused")
+    if choice.get("finish_reason") == "length":
+        return Answer(None, "too long: the answer did not end within autointerp.llm.max_tokens")
+    text = message.get("content")
+    if not isinstance(text, str) or not text.strip():
+        return Answer(None, "unparsed: no text")
+    tokens = _tokens(choice)
+    spelt = "".join(token.text for token in tokens)  # with what servers strip: spaces, marks of the end, thoughts
+    return Answer(spelt, tokens=tokens) if text in spelt else Answer(text)
+
+
+def _tokens(choice: Mapping[str, Any]) -> tuple[Token, ...]:
+    """The answer's tokens, none of them if one lacks its numbers."""
+    content = _mapping(choice.get("logprobs")).get("content")
+    try:
+        return tuple(
+            Token(
+                str(each["token"]),
+                {str(each["token"]): float(each["logprob"])}
+                | {str(other["token"]): float(other["logprob"]) for other in each["top_logprobs"]},
+            )
+            for each in content or ()
+        )
+    except (TypeError, KeyError, ValueError):
+        return ()
+
+
+def usage_of(raw: str) -> Usage | None:
+    """Tokens that the endpoint counted, None where it does not say."""
+    usage = _mapping((body_of(raw) or {}).get("usage"))
+    prompt, answer = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return Usage(prompt, answer) if isinstance(prompt, int) and isinstance(answer, int) else None
+
+
+def _first(items: Any) -> Mapping[str, Any]:
+    return _mapping(items[0]) if isinstance(items, list) and items else {}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

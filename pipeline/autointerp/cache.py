@@ -1,0 +1,87 @@
+"""Every raw answer of a language model, kept: requests come in, the answers that were paid for once go out."""
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import LineupError
+
+
+def canonical_hash(endpoint: str, body: Mapping[str, Any]) -> str:
+    """SHA-256 of address, model, messages and parameters; the address counts, for a name alone names no model."""
+    text = json.dumps({"endpoint": endpoint, **body}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class AnswerCache:
+    """A file of one line for each answer, only ever appended to; a line is whole or it does not count.
+
+    Raises LineupError where the file cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "answers.jsonl"
+        self._lock = threading.Lock()
+        self._places: dict[str, tuple[int, int]] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._index()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _index(self) -> None:
+        end, torn = 0, False
+        with self._path.open("rb") as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    self._places[json.loads(line)["key"]] = (end, len(line))
+                end += len(line)
+                torn = not line.endswith(b"\n")
+        if end and torn:  # a killed run's last line: it must not swallow the next one
+            self._write(b"\n")
+
+    def get(self, key: str) -> str | None:
+        """The raw answer to the request with this hash."""
+        place = self._places.get(key)
+        return None if place is None else str(self._read(*place)["answer"])
+
+    def put(self, key: str, request: Mapping[str, Any], answer: str) -> None:
+        """Keep an answer."""
+        line = json.dumps({"key": key, "request": request, "answer": answer}, ensure_ascii=False) + "\n"
+        data = line.encode(errors="replace")
+        with self._lock:
+            try:
+                self._places[key] = (os.fstat(self._file).st_size, len(data))
+                self._write(data)
+            except OSError as error:
+                self._places.pop(key, None)
+                raise self._unwritable(error) from error
+
+    def all(self) -> Iterator[tuple[Mapping[str, Any], str]]:
+        """Requests and answers."""
+        for place in list(self._places.values()):
+            record = self._read(*place)
+            yield record["request"], record["answer"]
+
+    def _write(self, data: bytes) -> None:
+        if os.write(self._file, data) != len(data):
+            raise OSError(28, "No space left on device")
+
+    def _read(self, start: int, length: int) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads(os.pread(self._file, length, start))
+        return record
+
+    def _unwritable(self, error: OSError) -> LineupError:
+        return LineupError(
+            f"Cannot write '{self._path}': {error.strerror}. Make room, then run the same command again."
+        )
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._file)

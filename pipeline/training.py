@@ -1,0 +1,188 @@
+"""Trains one SAE with SAELens: the activations of one hook point come in, an SAE on raw activations goes out."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+import torch
+from jaxtyping import Int
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from sae_lens.config import SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE
+from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
+
+from pipeline.config import SaeConfig
+from pipeline.errors import LineupError
+from pipeline.hardware import Compute
+from pipeline.seeds import derive_seed, torch_generator
+from pipeline.sparse_topk import SparseTopKTrainingSAE
+from pipeline.trained import Request, Trained, mean
+
+OURS = {
+    "d_in", "d_sae", "k", "aux_loss_coefficient", "dtype", "device", "metadata", "reshape_activations",
+    "normalize_activations", "rescale_acts_by_decoder_norm", "use_sparse_activations",
+}  # fmt: skip
+"""Fields of SAELens' training configurations that are no options: `SaeConfig` has them, or folding relies on them."""
+
+
+def _unit_decoder(_d_sae: int) -> dict[str, Any]:
+    return {"decoder_init_norm": 1.0}
+
+
+def _nested(d_sae: int) -> dict[str, Any]:
+    """Levels that double: the shares of Bussmann et al. 2025 (arXiv 2503.17547)."""
+    widths = sorted({d_sae * share // 32 for share in (1, 3, 7, 15, 32)} - {0})
+    return _unit_decoder(d_sae) | {"matryoshka_widths": widths}
+
+
+DEFAULTS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "topk": _unit_decoder,
+    "batchtopk": _unit_decoder,
+    "matryoshka_batchtopk": _nested,
+}
+"""Where ours differ from SAELens' own defaults, by the number of latents."""
+
+
+def train_saelens(request: Request) -> Trained:
+    """Train SAELens' SAE of the configuration's architecture."""
+    return fit(new_sae(request, request.config.architecture), request)
+
+
+def new_sae(request: Request, architecture: str) -> Any:
+    """SAELens' training SAE with its own initial weights, and the scaled mean activation as decoder bias.
+
+    Raises LineupError for options that the architecture does not have, or with values that it cannot have.
+    """
+    kind, settings = get_sae_training_class(architecture)
+    chosen = _settings(request, architecture, settings)
+    if _is_sparse(request.config, architecture):
+        kind = SparseTopKTrainingSAE
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(request.seed, "initial weights"))
+        try:
+            sae = kind(settings(**chosen))
+        except ValueError as error:
+            raise LineupError(f"sae.options do not suit the architecture {architecture}: {error}") from error
+    with torch.no_grad():
+        sae.b_dec.copy_(mean(request.activations) * request.scale)
+    if isinstance(sae, SparseTopKTrainingSAE):
+        sae.compute = request.compute
+        sae.W_enc.data = sae.W_enc.data.T.contiguous().T  # a row a latent in memory, as the sparse gradient has it
+    return sae
+
+
+def _is_sparse(config: SaeConfig, architecture: str) -> bool:
+    """Whether the sparse step does what SAELens' would: it has no AuxK, and subtracts the decoder's bias first."""
+    return architecture == "topk" and not config.aux_loss_coefficient and set(config.options) <= {"decoder_init_norm"}
+
+
+def _settings(request: Request, architecture: str, settings: Any) -> dict[str, Any]:
+    config, d_sae = request.config, request.config.latents(request.d_in)
+    names = {field.name for field in fields(settings)}
+    chosen = DEFAULTS[architecture](d_sae) if architecture in DEFAULTS else {}
+    chosen |= _options(config, settings)
+    chosen |= {"d_in": request.d_in, "d_sae": d_sae, "device": request.compute.device}
+    chosen["metadata"] = SAEMetadata(**request.metadata)
+    if "k" in names:
+        if config.k >= d_sae:
+            raise LineupError(f"sae.k is {config.k}, but this SAE has only {d_sae} latents: take a smaller k.")
+        return chosen | {"k": config.k, "aux_loss_coefficient": config.aux_loss_coefficient}
+    if config.aux_loss_coefficient:
+        raise LineupError(
+            f"sae.aux_loss_coefficient is {config.aux_loss_coefficient}, but the architecture {architecture} has no"
+            " AuxK loss, only the TopK family has: set it to 0."
+        )
+    return chosen
+
+
+def _options(config: SaeConfig, settings: Any) -> dict[str, Any]:
+    hints = get_type_hints(settings)
+    allowed = [field.name for field in fields(settings) if field.name not in OURS]
+    found = {}
+    for name, value in config.options.items():
+        if name not in allowed:
+            raise LineupError(
+                f"Unknown option '{name}' in sae.options of {config.architecture}. Known: {', '.join(allowed)}."
+            )
+        try:
+            found[name] = TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError as error:
+            what = error.errors()[0]["msg"]
+            raise LineupError(f"sae.options.{name} is {value!r}, which does not do: {what}.") from error
+    return found
+
+
+def fit(sae: Any, request: Request) -> Trained:
+    """Train an SAE; every step draws its batch without replacement within an epoch.
+
+    Raises LineupError for fewer tokens than one batch.
+    """
+    config, activations, compute = request.config, request.activations, request.compute
+    steps = config.epochs * (len(activations) // config.batch_tokens)
+    if not steps:
+        raise LineupError(
+            f"sae.batch_tokens is {config.batch_tokens}, but there are only {len(activations)} training tokens:"
+            " take a smaller batch or more tokens."
+        )
+    trainer = new_trainer(sae, config, steps, compute)
+    for step, rows in enumerate(batches(len(activations), config, request.seed)):
+        trainer.step(activations[rows].to(compute.device, torch.float32) * request.scale)
+        trainer.n_training_steps += 1
+        request.advance((step + 1) * config.batch_tokens, steps * config.batch_tokens)
+    trainer.set_final_sae_metadata()
+    return folded(sae, request, steps)
+
+
+def folded(sae: Any, request: Request, steps: int) -> Trained:
+    """Fold the decoder's norms and the activations' scale into the weights; the latents' activations stay the same.
+
+    A latent's activation is then the length of what it adds to the scaled reconstruction.
+    """
+    sae.to("cpu")
+    sae.W_enc.data = sae.W_enc.data.contiguous()
+    if isinstance(sae, JumpReLUTrainingSAE):
+        sae.threshold.data.clamp_(min=0)  # as SAELens does before every step, but not after the last one
+    if isinstance(sae, BatchTopKTrainingSAE):  # a running mean that starts at 0, and is not there yet
+        sae.topk_threshold /= 1 - (1 - sae.cfg.topk_threshold_lr) ** steps
+    norms = sae.get_W_dec_norm().clone()
+    sae.fold_W_dec_norm()
+    if hasattr(sae.cfg, "rescale_acts_by_decoder_norm"):
+        sae.cfg.rescale_acts_by_decoder_norm = False
+    sae.fold_activation_norm_scaling_factor(request.scale)
+    sae.cfg.device = "cpu"
+    return Trained(sae, request.scale, norms, steps, steps * request.config.batch_tokens)
+
+
+def batches(tokens: int, config: SaeConfig, seed: int) -> Iterator[Int[Tensor, " batch"]]:
+    """Row numbers of every step's batch, sorted: which tokens share a batch is random, their order within is free."""
+    for epoch in range(config.epochs):
+        order = torch.randperm(tokens, generator=torch_generator(seed, "epoch", epoch))
+        for batch in order.split(config.batch_tokens):
+            if len(batch) == config.batch_tokens:
+                yield batch.sort().values
+
+
+def new_trainer(sae: Any, config: SaeConfig, steps: int, compute: Compute) -> SAETrainer[Any, Any]:
+    """SAELens' trainer, whose `step` takes scaled activations."""
+    peak = config.peak_learning_rate(sae.cfg.d_in)
+    trainer: SAETrainer[Any, Any] = SAETrainer(
+        cfg=SAETrainerConfig(
+            total_training_samples=steps * config.batch_tokens,
+            train_batch_size_samples=config.batch_tokens,
+            lr=peak,
+            lr_end=peak / 10,
+            lr_warm_up_steps=min(config.warm_up_steps, steps // 4),
+            lr_decay_steps=int(config.decay_share * steps),
+            device=compute.device,
+            autocast=compute.bfloat16 and not isinstance(sae, SparseTopKTrainingSAE),
+        ),
+        sae=sae,
+        data_provider=iter(()),
+    )
+    for group in trainer.optimizer.param_groups:  # one pass over the parameters instead of ten
+        group.update(fused=True, foreach=False)
+    return trainer
