@@ -238,6 +238,11 @@ def _start(variant: Variant, trained: PreTrainedModel, seed: int, load: Load | N
             f"The model's revision '{variant.revision}' has tensors of other names or shapes than the trained one:"
             f" leave out the variant {variant.name}."
         )
+    if all(torch.equal(one, other.cpu()) for one, other in zip(model.parameters(), trained.parameters(), strict=True)):
+        raise LineupError(
+            f"The model's revision '{variant.revision}' holds the trained weights themselves, which happens on the Hub"
+            f" (EleutherAI/pythia, issue 205): leave out the variant {variant.name}, or use init:own."
+        )
     return model
 
 

@@ -149,6 +149,8 @@ def test_step0_is_refused_where_there_is_none_or_another_model() -> None:
         made(toy_neox(), "step0")
     with pytest.raises(LineupError, match="revision 'step0' has tensors of other names or shapes than the trained one"):
         made(toy_neox(), "step0", load=lambda _: toy_neox(num_hidden_layers=1))
+    with pytest.raises(LineupError, match="revision 'step0' holds the trained weights themselves"):
+        made(toy_neox(), "step0", load=lambda _: toy_neox())
 
 
 # Noise in place of the embedding.
