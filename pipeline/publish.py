@@ -27,6 +27,8 @@ PARTS = ("latents", "contexts", "histograms", "logit_effects")
 
 
 FEWEST_SECONDS = 5.0
+MOST_SECONDS = 600.0
+"""Between two times that the database is written."""
 SHARE = 0.2
 """Writing the database takes at most this share of the run, after its first time."""
 
@@ -66,7 +68,7 @@ class Finished:
     def written(self, started: float) -> None:
         """Note when the database was written."""
         now = time.monotonic()
-        self._not_before = now + max(FEWEST_SECONDS, (now - started) / SHARE)
+        self._not_before = now + min(MOST_SECONDS, max(FEWEST_SECONDS, (now - started) / SHARE))
 
 
 def publish(finished: Finished, progress: Progress, database: Path, *, complete: bool = False) -> None:

@@ -8,7 +8,7 @@ import pytest
 from pipeline.artefacts import Artefacts
 from pipeline.config import Study
 from pipeline.metrics import METRICS
-from pipeline.publish import FEWEST_SECONDS, Finished, wanted
+from pipeline.publish import FEWEST_SECONDS, MOST_SECONDS, Finished, wanted
 
 
 def finished(folder: Path, **changes: object) -> Finished:
@@ -29,6 +29,17 @@ def test_writing_takes_at_most_a_fifth_of_the_time(tmp_path: Path, monkeypatch: 
     state.written(started=160.0)
     now = 160.0 + FEWEST_SECONDS - 0.1
     assert not state.due()
+
+
+def test_a_pause_while_it_is_written_does_not_put_the_next_time_off_for_hours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 3600.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    state = finished(tmp_path)
+    state.written(started=0.0)
+    now += MOST_SECONDS
+    assert state.due()
 
 
 def test_scores_are_wanted_when_their_scorer_is_asked(tmp_path: Path) -> None:
