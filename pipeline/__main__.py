@@ -132,13 +132,13 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from app.errors import ServeError
+    from app.errors import ReportError
     from app.report import write_report
 
     out = options.out or options.study.with_suffix(".html")
     try:
         write_report(options.study, out)
-    except ServeError as error:
+    except ReportError as error:
         raise LineupError(str(error)) from error
     _say(f"written: {out}")
 

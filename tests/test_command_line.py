@@ -12,6 +12,7 @@ import yaml
 
 from app.progress import read_progress
 from pipeline.__main__ import main
+from tests.app.small_study import write_small_study
 from tests.pipeline.studies_for_tests import ROOT, command, toy_study
 
 
@@ -98,6 +99,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
 from app.progress import read_progress
 from pipeline.__main__ import main
+from tests.app.small_study import write_small_study
 sys.exit(main({command(study, tmp_path / "runs")[3:]!r}))
 """
     outcome = subprocess.run([sys.executable, "-c", limited], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -160,3 +162,22 @@ def test_show_lists_what_there_is(what: str, names: str, capsys: pytest.CaptureF
 def test_the_demo_study_is_a_study() -> None:
     data = yaml.safe_load((ROOT / "studies" / "demo.yaml").read_text())
     assert data["layers"] == [1, 3, 12]
+
+
+def test_a_report_is_written_beside_its_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_small_study(tmp_path / "small.duckdb")
+    assert main(["report", str(tmp_path / "small.duckdb")]) == 0
+    assert str(tmp_path / "small.html") in capsys.readouterr().out
+    assert "<title>" in (tmp_path / "small.html").read_text(encoding="utf-8")
+
+
+def test_a_report_without_a_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "There is no study at" in refused(capsys, "report", str(tmp_path / "nowhere.duckdb"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_is_for_this_machine_and_for_a_stated_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "demo", "--gpu", "H100"]) == 0
+    text = capsys.readouterr().out
+    assert "H100" in text
+    assert "estimate" in text.lower()
