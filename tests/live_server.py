@@ -30,6 +30,8 @@ def running(folder: Path) -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
     assert server.listening.wait(30), "The server did not start."
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(30)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
