@@ -14,8 +14,10 @@ FIELDS = [
     ("trained_saes", pa.int32()), ("random_saes", pa.int32()), ("status", pa.string()), ("reason", pa.string()),
 ]  # fmt: skip
 
+PLACE = ("model", "hook", "name", "layer")
+"""Where an SAE stands: those of one variant in one place differ in their seeds alone."""
+
 Place = tuple[Any, ...]
-"""Model, hook, name, variant and layer: SAEs in one place differ in their seeds alone."""
 
 
 def difference_table(
@@ -25,27 +27,26 @@ def difference_table(
 
     `saes` have the columns of a place, the seeds and `is_trained`; `metrics` gives values by metric and SAE.
     """
-    groups: dict[Place, list[Mapping[str, Any]]] = {}
+    trained: dict[Place, list[Mapping[str, Any]]] = {}
+    random: dict[tuple[Place, str], list[Mapping[str, Any]]] = {}
     for sae in saes:
-        groups.setdefault(tuple(sae[name] for name in ("model", "hook", "name", "variant", "layer")), []).append(sae)
+        place = tuple(sae[name] for name in PLACE)
+        group = trained.setdefault(place, []) if sae["is_trained"] else random.setdefault((place, sae["variant"]), [])
+        group.append(sae)
     rows = []
-    for place, group in groups.items():
-        trained = [s for p, found in groups.items() for s in found if s["is_trained"] and _beside(p, place)]
-        if trained and not group[0]["is_trained"]:
-            head = dict(zip(("model", "hook", "name", "variant", "layer"), place, strict=True))
-            rows += [head | {"metric": m} | _row(trained, group, values, level) for m, values in metrics.items()]
+    for (place, variant), group in random.items():
+        if place in trained:
+            head = dict(zip(PLACE, place, strict=True)) | {"variant": variant}
+            rows += [head | {"metric": m} | _row(trained[place], group, v, level) for m, v in metrics.items()]
     return pa.Table.from_pylist(rows, schema=pa.schema(FIELDS))
-
-
-def _beside(one: Place, other: Place) -> bool:
-    return (*one[:3], one[4]) == (*other[:3], other[4])
 
 
 def _row(
     trained: Sequence[Mapping[str, Any]], random: Sequence[Mapping[str, Any]], values: Mapping[int, float], level: float
 ) -> dict[str, Any]:
     first, second = replicates(trained, values), replicates(random, values)
-    counts = {f"{side}_saes": sum(s["sae"] in values for s in saes) for side, saes in _sides(trained, random)}
+    known = [sum(sae["sae"] in values for sae in saes) for saes in (trained, random)]
+    counts = {"trained_saes": known[0], "random_saes": known[1]}
     if not (first and second):
         return counts | {"status": "not_applicable", "reason": "one side has no value"}
     means = {"trained": fmean(first), "random": fmean(second), "difference": fmean(second) - fmean(first)}
@@ -53,10 +54,6 @@ def _row(
         return counts | means | {"status": "not_applicable", "reason": "one seed on a side: no interval"}
     low, high = welch_interval(first, second, level)
     return counts | means | {"low": low, "high": high, "status": "ok", "reason": ""}
-
-
-def _sides(trained: Any, random: Any) -> tuple[tuple[str, Any], ...]:
-    return ("trained", trained), ("random", random)
 
 
 def replicates(saes: Sequence[Mapping[str, Any]], values: Mapping[int, float]) -> list[float]:

@@ -1,12 +1,11 @@
 """Loads the model under study: a `model` section comes in, a float32 model, its tokeniser and its facts go out."""
 
-import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -14,9 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from pipeline.config import ModelConfig
 from pipeline.errors import LineupError
 from pipeline.gguf_models import converted, quiet
-
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,7 @@ def _load(place: str, config: ModelConfig, name: str, note: str = "", local_file
     with _explained(config):
         model = _model(place, config, local_files_only)
         tokenizer = AutoTokenizer.from_pretrained(place, **_options(config, local_files_only))
-    return LoadedModel(model, tokenizer, _info(model, config, name, note))
+    return LoadedModel(model, tokenizer, info_of(model, config, name, note))
 
 
 def _model(place: str, config: ModelConfig, local_files_only: bool = False) -> PreTrainedModel:
@@ -148,7 +144,8 @@ def _explained(config: ModelConfig) -> Iterator[None]:
         ) from error
 
 
-def _info(model: PreTrainedModel, config: ModelConfig, name: str, note: str) -> ModelInfo:
+def info_of(model: PreTrainedModel, config: ModelConfig, name: str, note: str) -> ModelInfo:
+    """The facts of a model, which may be one without memory (on the device meta)."""
     shape = model.config.get_text_config()
     return ModelInfo(
         model=name,
@@ -163,18 +160,6 @@ def _info(model: PreTrainedModel, config: ModelConfig, name: str, note: str) -> 
 
 
 # What the other stages ask of a loaded model.
-
-
-def bridge(loaded: LoadedModel) -> "TransformerBridge":
-    """Wrap the model for TransformerLens: `blocks.{i}.hook_resid_post` and the like work on these very weights.
-
-    The model's modules are wrapped in place, so make its variants first.
-    """
-    from transformer_lens.model_bridge import TransformerBridge  # takes seconds to import
-
-    tokenizer = copy.deepcopy(loaded.tokenizer)  # TransformerLens gives it the special tokens that it lacks
-    with quiet():
-        return TransformerBridge.boot_transformers(tokenizer.name_or_path, hf_model=loaded.model, tokenizer=tokenizer)
 
 
 def check_layers(info: ModelInfo, layers: Sequence[int]) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from pipeline.differences import difference_table
 from pipeline.metrics import METRICS, Metric, metrics_table, sae_metrics_table
 from pipeline.progress import Advance, Progress
 from pipeline.sae_stages import SaeRun
-from pipeline.stages import Context, VariantRun
+from pipeline.stages import Context, VariantRun, draws
 from pipeline.store import Derived, Part, Source, metrics_of, statistics_of, write_study
 from pipeline.tell import tell_table
 from pipeline.variants import find_variant
@@ -55,8 +56,7 @@ class Finished:
     def planned(self) -> int:
         """SAEs of the whole study; a model that is not loaded yet counts where its layers are listed by number."""
         study = self.study
-        draws = sum(study.variant_seeds if find_variant(name).random else 1 for name in study.variants)
-        each = draws * len(study.hooks) * len(study.saes) * study.sae_seeds
+        each = sum(draws(study, name) for name in study.variants) * len(study.hooks) * len(study.saes) * study.sae_seeds
         layers = [len(context.layers) for context in self.contexts]
         later = [study.layers if model.layers is None else model.layers for model in study.models[len(self.contexts) :]]
         return each * (sum(layers) + sum(len(asked) for asked in later if not isinstance(asked, str)))
@@ -110,7 +110,7 @@ def _tables(finished: Finished, beside: Path, complete: bool) -> dict[str, Sourc
         "sae_metrics": [
             *_parts(finished, SaeRun.latents, "sae_metrics"),
             *_losses(finished),
-            _stabilities(finished),
+            *_stabilities(finished),
         ],
         **{name: _scored(finished, name) for name in ("explanations", "scores")},
         "matches": _matches(finished),
@@ -151,7 +151,7 @@ def _losses(finished: Finished) -> list[Part]:
     ]
 
 
-def _stabilities(finished: Finished) -> pa.Table:
+def _stabilities(finished: Finished) -> list[pa.Table]:
     """Seed stability of every SAE whose variant is done: its mean over the SAEs that differ in the seed alone."""
     found: dict[int, list[float]] = {finished.number(sae): [] for group, _ in finished.losses for sae in group}
     for one, other, folder in finished.stabilities:
@@ -160,16 +160,12 @@ def _stabilities(finished: Finished) -> pa.Table:
             found[finished.number(one)].append(value)
             found[finished.number(other)].append(value)
     reason = "there is no other SAE seed to compare with, or one of the SAEs has no alive latent"
-    tables = [
-        sae_metrics_table(
-            {"seed_stability": sum(values) / len(values)} if values else {},
-            {} if values else {"seed_stability": reason},
-        ).append_column("sae", pa.array([sae], pa.int32()))
-        for sae, values in found.items()
-    ]
-    return (
-        pa.concat_tables(tables) if tables else sae_metrics_table({}, {}).append_column("sae", pa.array([], pa.int32()))
-    )
+    tables = []
+    for sae, values in found.items():
+        known = {"seed_stability": fmean(values)} if values else {}
+        table = sae_metrics_table(known, {} if known else {"seed_stability": reason})
+        tables.append(table.append_column("sae", pa.array([sae], pa.int32())))
+    return tables
 
 
 def _matches(finished: Finished) -> list[Part]:

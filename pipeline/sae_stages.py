@@ -17,7 +17,7 @@ from pipeline.config import Hook, SaeConfig, hook_name
 from pipeline.logits import final_gain, logit_effects
 from pipeline.metrics import ReconstructionSums, densities, sae_metrics_table, sparsity, token_identity_r2
 from pipeline.seeds import derive_seed, torch_generator
-from pipeline.stages import Context, VariantRun
+from pipeline.stages import Context, VariantRun, named
 
 
 class SaeRun:
@@ -33,7 +33,7 @@ class SaeRun:
         self.label = " · ".join([variant.label, *self._axes()])
         self.seed = derive_seed(
             self.context.study.seed,
-            *self.context.named("sae", variant.name, layer, hook=hook, draw=variant.draw, sae_seed=sae_seed),
+            *named("sae", variant.name, layer, hook=hook, draw=variant.draw, sae_seed=sae_seed),
         )
         point = {"layer": layer, "hook": hook, "sae": config.model_dump(exclude={"name"}), "seed": self.seed}
         self.sae_key = digest(variant.forward_key | point)
@@ -112,13 +112,16 @@ class SaeRun:
             with self.context.progress.stage("encode", f"{self.label} · encoding the corpus") as advance:
                 found = codes.encode(trained, loaded, self.context.flat.size, self.context.compute, advance)
                 codes.save(found, folder)
-                self._write_metrics(trained, loaded, found, folder)
-            self._write_latents(trained, len(loaded.values), found, folder)
+                cosines = match.largest_cosines(trained.W_dec.detach().cpu()).double()
+                self._write_metrics(trained, loaded, found, cosines, folder)
+            self._write_latents(trained, len(loaded.values), found, cosines, folder)
             return len(loaded.values)
 
         return self.context.artefacts.make("latents", self._latents_key, build)
 
-    def _write_metrics(self, trained: Any, loaded: activations.Activations, found: Any, folder: Path) -> None:
+    def _write_metrics(
+        self, trained: Any, loaded: activations.Activations, found: Any, cosines: torch.Tensor, folder: Path
+    ) -> None:
         facts = self.facts()
         held_out = self._held_out(loaded)
         values, lacking = _reconstruction(trained, loaded, found, held_out, facts["normalisation"])
@@ -128,15 +131,14 @@ class SaeRun:
         values["token_identity_r2"] = token_identity_r2(split[0], ids[~held_out], *split[1:])
         values["token_identity_floor"] = token_identity_r2(split[0], shuffled, *split[1:])
         values |= densities(np.bincount(found.indices, minlength=found.shape[1]), len(loaded.values))
-        values["redundancy"] = float(match.largest_cosines(trained.W_dec.detach().cpu()).double().mean())
+        values["redundancy"] = float(cosines.mean())
         values |= {name: facts[name] for name in ("dropped", "outliers", "normalisation")}
         pq.write_table(sae_metrics_table(values, lacking), folder / "sae_metrics.parquet")
 
-    def _write_latents(self, trained: Any, tokens: int, found: Any, folder: Path) -> None:
+    def _write_latents(self, trained: Any, tokens: int, found: Any, cosines: torch.Tensor, folder: Path) -> None:
         study = self.context.study
         norms = np.array(self.facts()["decoder_norms"])
         decoder = trained.W_dec.detach().float().cpu()
-        cosines = match.largest_cosines(decoder).double().numpy()
 
         def work(fired: collect.Firings, first: int) -> dict[str, pa.Table]:
             seed = derive_seed(self.seed, first)
@@ -144,7 +146,7 @@ class SaeRun:
             own = slice(first, first + len(fired.count))
             statistics = collect.latent_table(fired, self.context.flat, tokens, norms[own], study.collect, seed)
             tables = {
-                "latents": statistics | {"largest_cosine": cosines[own]},
+                "latents": statistics | {"largest_cosine": cosines[own].numpy()},
                 "contexts": collect.contexts(fired, where, study.collect, study.corpus.context_length, seed),
                 "histograms": collect.histograms(fired, study.collect.histogram_bins),
             }

@@ -10,7 +10,7 @@ from pipeline.config import ModelConfig
 from pipeline.errors import LineupError
 from pipeline.gguf_models import quiet
 from pipeline.hooks import blocks
-from pipeline.models import ModelInfo
+from pipeline.models import ModelInfo, info_of
 
 
 class Shape(NamedTuple):
@@ -97,16 +97,6 @@ def measured(shape: Any, config: ModelConfig, note: str) -> Shape:
     """Count the parameters of a transformers configuration, on a model without memory."""
     with quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.trust_remote_code)
-    text = model.config.get_text_config()
-    info = ModelInfo(
-        model=config.source.rpartition("/")[2].removeprefix("wheel:"),
-        source=config.source,
-        architecture=type(model).__name__,
-        n_layers=text.num_hidden_layers,
-        d_model=text.hidden_size,
-        vocab_size=model.get_input_embeddings().weight.shape[0],
-        parameters=model.num_parameters(),
-        note=note,
-    )
+    info = info_of(model, config, config.source.rpartition("/")[2].removeprefix("wheel:"), note)
     own = sum(parameter.numel() for parameter in blocks(model).parameters())
-    return Shape(info, own, hasattr(text, "num_attention_heads"))
+    return Shape(info, own, hasattr(model.config.get_text_config(), "num_attention_heads"))

@@ -56,9 +56,15 @@ class Context:
         """Free the model's memory, when nothing of it is left to run."""
         self._loaded = None
 
-    def named(self, *parts: object, **indices: object) -> tuple[object, ...]:
-        """The name of a generator. An index that is 0, as all were before there were several, adds nothing to it."""
-        return (*parts, *(f"{name} {index}" for name, index in indices.items() if index not in (0, "resid_post")))
+
+def named(*parts: object, **indices: object) -> tuple[object, ...]:
+    """The name of a generator. An index that is 0, as all were before there were several, adds nothing to it."""
+    return (*parts, *(f"{name} {index}" for name, index in indices.items() if index not in (0, "resid_post")))
+
+
+def draws(study: Study, variant: str) -> int:
+    """How often the study draws a variant: one without randomness is there once."""
+    return study.variant_seeds if find_variant(variant).random else 1
 
 
 class VariantRun:
@@ -69,10 +75,10 @@ class VariantRun:
         self.variant = find_variant(name)
         self.name = name
         self.draw = draw
-        several = f" {draw + 1}" if context.study.variant_seeds > 1 and self.variant.random else ""
+        several = f" {draw + 1}" if draws(context.study, name) > 1 else ""
         self.label = self.variant.label.lower() + several
         seed = context.study.seed
-        self.seed = derive_seed(seed, *context.named("variant", name, draw=draw))
+        self.seed = derive_seed(seed, *named("variant", name, draw=draw))
         self._weights_seed = derive_seed(seed, "draw", draw) if draw else seed
         self._base = context.base | {"variant": name, "draw": draw, "norms": context.study.norms}
 

@@ -96,15 +96,18 @@ def metrics_of(
 
 def _insert(connection: duckdb.DuckDBPyConnection, name: str, source: Source) -> None:
     for part in [source] if isinstance(source, pa.Table) else source:
-        if isinstance(part, pa.Table):
-            if part.num_rows:
-                connection.register("rows", part)
-                connection.execute(f'INSERT INTO "{name}" BY NAME SELECT * FROM rows')
-                connection.unregister("rows")
-            continue
-        constants = "".join(f', ? AS "{column}"' for column in part.constants)
-        query = f'INSERT INTO "{name}" BY NAME SELECT *{constants} FROM read_parquet(?)'
-        connection.execute(query, [*part.constants.values(), str(part.path)])
+        if isinstance(part, Part):
+            _insert_part(connection, name, part)
+        elif part.num_rows:
+            connection.register("rows", part)
+            connection.execute(f'INSERT INTO "{name}" BY NAME SELECT * FROM rows')
+            connection.unregister("rows")
+
+
+def _insert_part(connection: duckdb.DuckDBPyConnection, name: str, part: Part) -> None:
+    constants = "".join(f', ? AS "{column}"' for column in part.constants)
+    query = f'INSERT INTO "{name}" BY NAME SELECT *{constants} FROM read_parquet(?)'
+    connection.execute(query, [*part.constants.values(), str(part.path)])
 
 
 def _derive(connection: duckdb.DuckDBPyConnection) -> None:

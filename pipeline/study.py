@@ -27,7 +27,7 @@ from pipeline.models import LoadedModel, check_layers, load_model, vocabulary
 from pipeline.progress import Progress
 from pipeline.publish import Finished, publish
 from pipeline.sae_stages import SaeRun, measure_losses, saes_of
-from pipeline.stages import Context, VariantRun
+from pipeline.stages import Context, VariantRun, draws
 from pipeline.variants import find_variant
 
 PACKAGES = ("latent-lineup", "duckdb", "numpy", "sae-lens", "scipy", "torch", "transformer-lens", "transformers")
@@ -87,7 +87,7 @@ def _run(finished: Finished, progress: Progress, database: Path) -> None:
             context = _prepare(finished, config, progress, client)
             finished.contexts.append(context)
             for name in study.variants:
-                for draw in range(study.variant_seeds if find_variant(name).random else 1):
+                for draw in range(draws(study, name)):
                     _run_variant(VariantRun(context, name, draw), finished, database)
             context.forget()
     publish(finished, progress, database, complete=True)

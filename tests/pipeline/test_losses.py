@@ -12,10 +12,10 @@ from pipeline import losses
 from pipeline.config import Hook, hook_name
 from pipeline.losses import loss_metrics
 from pipeline.metrics import Losses, ce_loss_recovered, kl_recovered
-from pipeline.models import LoadedModel, bridge
+from pipeline.models import LoadedModel
 from pipeline.variants import make_variant
 from tests.pipeline.test_activations import CPU, HOOKS, SEQUENCES
-from tests.pipeline.toy import toy_loaded
+from tests.pipeline.toy import bridge, toy_loaded
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,10 @@ from transformers.utils import logging
 from pipeline import gguf_models, models
 from pipeline.config import ModelConfig, hook_name
 from pipeline.errors import LineupError
-from pipeline.models import bridge, check_layers, load_model, load_revision, vocabulary
+from pipeline.models import check_layers, load_model, load_revision, vocabulary
 from tests.pipeline.toy import (
     LLAMA,
+    bridge,
     save_toy_model,
     toy_gpt2,
     toy_llama,

@@ -12,14 +12,13 @@ from transformers import PreTrainedModel
 from pipeline.anatomy import Anatomy, tensor_kinds
 from pipeline.errors import LineupError
 from pipeline.hooks import value_of
-from pipeline.models import bridge
 from pipeline.noise import matched
 from pipeline.randomise import moments
 from pipeline.seeds import torch_generator
 from pipeline.store import write_study
 from pipeline.variants import VARIANTS, find_variant, make_variant, tensor_table
 from tests.pipeline.made_variants import MODELS, NAMES, REDRAWN, Make, in_memory, kept, made, state
-from tests.pipeline.toy import toy_gemma, toy_gpt2, toy_llama, toy_loaded, toy_neox
+from tests.pipeline.toy import bridge, toy_gemma, toy_gpt2, toy_llama, toy_loaded, toy_neox
 
 INCL, EXCL = "rerandomized_incl_embeddings", "rerandomized_excl_embeddings"
 CONTROLS = ["control", "control_matched"]

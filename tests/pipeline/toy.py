@@ -1,5 +1,6 @@
 """Small models, a tokeniser and documents made in code, so that tests of the pipeline need neither network nor time."""
 
+import copy
 import json
 import random
 from functools import cache
@@ -26,6 +27,7 @@ from transformers import (
 )
 
 from pipeline.config import ModelConfig
+from pipeline.gguf_models import quiet
 from pipeline.models import LoadedModel, load_model
 
 END = "<|endoftext|>"
@@ -193,6 +195,15 @@ def save_toy_model(folder: Path, model: PreTrainedModel | None = None) -> Path:
     (model or toy_llama()).save_pretrained(folder)
     toy_tokenizer().save_pretrained(folder)
     return folder
+
+
+def bridge(loaded: LoadedModel) -> Any:
+    """TransformerLens' view of the model, against which hook points are checked; it wraps the modules in place."""
+    from transformer_lens.model_bridge import TransformerBridge  # takes seconds to import
+
+    tokenizer = copy.deepcopy(loaded.tokenizer)  # TransformerLens gives it the special tokens that it lacks
+    with quiet():
+        return TransformerBridge.boot_transformers(tokenizer.name_or_path, hf_model=loaded.model, tokenizer=tokenizer)
 
 
 def toy_loaded(folder: Path, model: PreTrainedModel | None = None) -> LoadedModel:
