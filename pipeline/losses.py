@@ -44,19 +44,21 @@ class _Batch:
             logits: Tensor = self.variant.model(self.tokens, use_cache=False).logits
         return logits[:, self.drop_positions : -1].float().flatten(0, 1)
 
-    def cross_entropy(self, log_probabilities: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
+    def cross_entropy(self, log_probabilities: Float[Tensor, "row vocab"]) -> Float[Tensor, "sequence position"]:
         """Nats for predicting each token from the position before it."""
-        targets = self.tokens[:, self.drop_positions + 1 :].flatten().long()
-        return functional.nll_loss(log_probabilities, targets, reduction="none").cpu()
+        targets = self.tokens[:, self.drop_positions + 1 :].long()
+        losses = functional.nll_loss(log_probabilities, targets.flatten(), reduction="none")
+        return losses.view(targets.shape).cpu()
 
     def against(self, clean: Float[Tensor, "row vocab"]) -> tuple[Tensor, Tensor]:
-        """Cross-entropy, and KL(clean ‖ this) in nats, of the model as it now is: two numbers a row."""
+        """Cross-entropy, and KL(clean ‖ this) in nats, of the model as it now is: each [sequence, position]."""
         changed = self.logits()
         for part in changed.split(ROWS):
             part.copy_(part.log_softmax(-1))
         pairs = zip(clean.split(ROWS), changed.split(ROWS), strict=True)
         divergences = [functional.kl_div(q, p, reduction="none", log_target=True).sum(-1).cpu() for p, q in pairs]
-        return self.cross_entropy(changed), torch.cat(divergences)
+        losses = self.cross_entropy(changed)
+        return losses, torch.cat(divergences).view(losses.shape)
 
 
 def measure(

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from scipy import sparse
+from scipy import sparse, stats
 from torch import Tensor
 
 
@@ -37,11 +37,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("relative_reconstruction_bias", "sae", "Relative reconstruction bias", "", "E‖x̂‖² / E⟨x,x̂⟩ over held-out tokens (γ of Rajamanoharan et al. 2024, arXiv 2404.16014): 1 is unbiased, below it the reconstruction is too small. Not applicable where x̂ has no part in the direction of x.", None),
     Metric("redundancy", "sae", "Redundancy", "", "Mean over all latents of the largest cosine of the decoder row to another one.", False, upper=1),
     Metric("seed_stability", "sae", "Seed stability", "", "Mean |cosine| of the decoder rows of two SAEs that differ in their seed alone, alive latents only, matched one to one so as to make it largest (Hungarian algorithm; Paulo & Belrose 2025, arXiv 2501.16615); the mean over the other seeds. Chance gives more than zero, the more so the more latents there are.", True, lower=0, upper=1),
-    Metric("ce_loss_recovered", "sae", "CE loss recovered", "", "(CE zero − CE SAE) / (CE zero − CE clean). Not applicable where zeroing the activations does not clearly raise the loss (mean difference within 3 standard errors), as in random models, or where the variant sees noise in place of the text.", True, upper=1),
+    Metric("ce_loss_recovered", "sae", "CE loss recovered", "", "(CE zero − CE SAE) / (CE zero − CE clean). Not applicable where zeroing the activations does not clearly raise the loss (Student's t-test over sequences, one-sided, at the level of three standard errors), as in random models, or where the variant sees noise in place of the text.", True, upper=1),
     Metric("ce_clean", "sae", "CE clean", "nats", "Mean next-token cross-entropy of the variant on held-out text.", None),
     Metric("ce_sae", "sae", "CE SAE", "nats", "The same with the hook point's activations replaced by the SAE's reconstruction.", None),
     Metric("ce_zero", "sae", "CE zero", "nats", "The same with the hook point's activations replaced by zeros.", None),
-    Metric("kl_recovered", "sae", "KL recovered", "", "(KL zero − KL SAE) / KL zero. It compares the variant's predictions with and without the SAE, whatever the text, and so holds for random models and for noise too. Not applicable where zeroing the activations does not clearly move the predictions (mean KL zero within 3 standard errors of none).", True, upper=1),
+    Metric("kl_recovered", "sae", "KL recovered", "", "(KL zero − KL SAE) / KL zero. It compares the variant's predictions with and without the SAE, whatever the text, and so holds for random models and for noise too. Not applicable where zeroing the activations does not clearly move the predictions (the same test of the mean KL zero).", True, upper=1),
     Metric("kl_sae", "sae", "KL SAE", "nats", "Mean KL(variant ‖ with the SAE) of the next-token distributions on held-out text, the hook point's activations replaced by the SAE's reconstruction.", False, lower=0),
     Metric("kl_zero", "sae", "KL zero", "nats", "The same with the hook point's activations replaced by zeros.", None, lower=0),
     Metric("dead", "sae", "Dead", "share", "Share of latents that are active on none of the collected tokens.", False, lower=0, upper=1),
@@ -158,39 +158,49 @@ class Losses(NamedTuple):
     """In nats, token by token: the variant's next-token cross-entropies as it is, through the SAE, and with zeros; and
     how far the next-token distributions of the latter two lie from its own, as KL(own ‖ changed)."""
 
-    clean: Float[Tensor, " token"]
-    sae: Float[Tensor, " token"]
-    zero: Float[Tensor, " token"]
-    kl_sae: Float[Tensor, " token"]
-    kl_zero: Float[Tensor, " token"]
+    clean: Float[Tensor, "sequence position"]
+    sae: Float[Tensor, "sequence position"]
+    zero: Float[Tensor, "sequence position"]
+    kl_sae: Float[Tensor, "sequence position"]
+    kl_zero: Float[Tensor, "sequence position"]
 
 
 KL_ROUNDING = 1e-6
 """A mean KL divergence below this, in nats, is what float32 makes of none."""
 
+CLEAR = 0.99865
+"""How sure it has to be that zeroing does harm: what three standard errors of a normal mean are, on one side."""
+
 
 def ce_loss_recovered(losses: Losses) -> tuple[float | None, str]:
     """(CE zero − CE SAE) / (CE zero − CE clean), or None with the reason why the ratio means nothing."""
-    harm = (losses.zero - losses.clean).double()
-    error = float(harm.std() / len(harm) ** 0.5)
-    if float(harm.mean()) <= 3 * error:
-        return None, (
-            f"zeroing the activations raises the loss by {float(harm.mean()):.3f} ± {error:.3f} nats (standard error):"
-            " there is no loss to recover"
-        )
-    return float((losses.zero - losses.sae).double().mean() / harm.mean()), ""
+    harm = losses.zero - losses.clean
+    clear, found = _clear(harm)
+    if not clear:
+        return None, f"zeroing the activations raises the loss by {found}: there is no loss to recover"
+    return float((losses.zero - losses.sae).double().mean() / harm.double().mean()), ""
 
 
 def kl_recovered(losses: Losses) -> tuple[float | None, str]:
     """(KL zero − KL SAE) / KL zero, or None with the reason why the ratio means nothing."""
-    harm = losses.kl_zero.double()
-    mean, error = float(harm.mean()), float(harm.std() / len(harm) ** 0.5)
-    if mean <= max(3 * error, KL_ROUNDING):
-        return None, (
-            f"zeroing the activations moves the predictions by {mean:.3g} ± {error:.3g} nats (standard error):"
-            " there is nothing to recover"
-        )
+    mean = float(losses.kl_zero.double().mean())
+    clear, found = _clear(losses.kl_zero)
+    if mean <= KL_ROUNDING or not clear:
+        return None, f"zeroing the activations moves the predictions by {found}: there is nothing to recover"
     return float(1 - losses.kl_sae.double().mean() / mean), ""
+
+
+def _clear(harm: Float[Tensor, "sequence position"]) -> tuple[bool, str]:
+    """Whether the mean is above zero beyond doubt by Student's t-test, and what was found.
+
+    Each sequence counts as one observation: the tokens of one text are not independent.
+    """
+    each = harm.double().mean(1)
+    if len(each) < 2:
+        return False, f"{float(each.mean()):.3g} nats, in one sequence, which cannot show whether that is chance"
+    mean, error = float(each.mean()), float(each.std() / len(each) ** 0.5)
+    found = f"{mean:.3g} ± {error:.2g} nats (standard error over {len(each)} sequences)"
+    return mean > error * float(stats.t.ppf(CLEAR, len(each) - 1)), found
 
 
 def token_identity_r2(

@@ -57,8 +57,8 @@ def test_a_perfect_sae_costs_nothing_and_a_zero_one_all(loaded: LoadedModel, nam
 def test_clean_losses_are_the_models_own(loaded: LoadedModel) -> None:
     logits = loaded.model(SEQUENCES[:6]).logits
     own = torch.nn.functional.cross_entropy(
-        logits[:, 1:-1].flatten(0, 1), SEQUENCES[:6, 2:].flatten().long(), reduction="none"
-    )
+        logits[:, 1:-1].mT, SEQUENCES[:6, 2:].long(), reduction="none"
+    )  # [sequence, position]
     assert torch.allclose(measure(loaded, 1.0).clean, own, atol=1e-4)
 
 
@@ -91,11 +91,11 @@ def test_losses_are_those_of_transformerlens_bridge(
             return torch.cat([value[:, :1], factor * value[:, 1:]], dim=1)
 
         logits = wrapped.run_with_hooks(tokens, fwd_hooks=[(hook_name(0, hook), change)], prepend_bos=False)
-        return logits[:, 1:-1].log_softmax(-1).flatten(0, 1)
+        return logits[:, 1:-1].log_softmax(-1)
 
     clean, half, none = (log_probabilities(factor) for factor in (1.0, 0.5, 0.0))
     for changed, cross_entropy, divergence in ((half, found.sae, found.kl_sae), (none, found.zero, found.kl_zero)):
-        own = -changed.gather(1, tokens[:, 2:].reshape(-1, 1))[:, 0]
+        own = -changed.gather(2, tokens[:, 2:, None])[..., 0]
         assert torch.allclose(cross_entropy, own, atol=1e-3)
         assert torch.allclose(divergence, (clean.exp() * (clean - changed)).sum(-1), atol=1e-3)
     assert found.kl_sae.mean() > 1e-3
@@ -138,10 +138,10 @@ def test_several_hook_points_are_measured_one_by_one(loaded: LoadedModel) -> Non
 
 
 def made(kl_sae: list[float], kl_zero: list[float]) -> Losses:
-    ones = torch.tensor([2.0, 2.1, 1.9, 2.0])
-    return Losses(
-        ones, ones + 0.5, ones + torch.tensor([2.0, 2.1, 1.9, 2.0]), torch.tensor(kl_sae), torch.tensor(kl_zero)
-    )
+    """Four sequences of one position."""
+    ones = torch.tensor([[2.0], [2.1], [1.9], [2.0]])
+    divergences = (torch.tensor(each)[:, None] for each in (kl_sae, kl_zero))
+    return Losses(ones, ones + 0.5, ones + torch.tensor([[2.0], [2.1], [1.9], [2.0]]), *divergences)
 
 
 def test_recovered_shares_by_hand() -> None:

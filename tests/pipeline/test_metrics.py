@@ -28,8 +28,8 @@ def sums(x: torch.Tensor, x_hat: torch.Tensor, batch: int = 1_000) -> Reconstruc
 
 
 def losses(clean: torch.Tensor, sae: torch.Tensor, zero: torch.Tensor) -> Losses:
-    """Cross-entropies, the divergences left at nothing."""
-    return Losses(clean, sae, zero, torch.zeros(len(clean)), torch.zeros(len(clean)))
+    """Cross-entropies, each [sequence, position]; the divergences left at nothing."""
+    return Losses(clean, sae, zero, torch.zeros(clean.shape), torch.zeros(clean.shape))
 
 
 def noisy(seed: int, tokens: int = 37, d_in: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,16 +116,36 @@ def test_l1_is_the_same_in_all_units_and_raw_l1_in_all_units_of_the_latents(unit
 
 
 def test_ce_loss_recovered_of_a_case_worked_by_hand() -> None:
-    clean, zero = torch.tensor([2.0, 4.0, 3.0]), torch.tensor([9.0, 11.0, 10.0])
+    clean, zero = torch.tensor([[2.0, 4.0], [3.0, 1.0]]), torch.tensor([[9.0, 11.0], [10.0, 8.0]])
     # harm 7 a token; the SAE costs 1.4 of it: (7 - 1.4) / 7
     assert ce_loss_recovered(losses(clean, clean + 1.4, zero)) == (pytest.approx(0.8), "")
 
 
 def test_ce_loss_recovered_is_not_applicable_where_zeroing_does_no_clear_harm() -> None:
-    clean = torch.tensor([2.0, 4.0, 3.0, 6.0])
-    value, reason = ce_loss_recovered(losses(clean, clean, clean + torch.tensor([1.0, -1.0, 0.5, -0.4])))
+    clean = torch.tensor([[2.0], [4.0], [3.0], [6.0]])
+    value, reason = ce_loss_recovered(losses(clean, clean, clean + torch.tensor([[1.0], [-1.0], [0.5], [-0.4]])))
     assert value is None
     assert "no loss to recover" in reason
+    assert "over 4 sequences" in reason
+
+
+def test_one_sequence_cannot_show_that_zeroing_does_harm() -> None:
+    clean = torch.tensor([[2.0, 4.0, 3.0, 2.0]])
+    value, reason = ce_loss_recovered(losses(clean, clean, clean + torch.tensor([[7.0, 7.1, 6.9, 7.0]])))
+    assert value is None
+    assert "one sequence" in reason
+
+
+def test_chance_rarely_passes_for_harm_though_the_tokens_of_a_text_are_alike() -> None:
+    """Zeroing does as much good as harm here, but the same throughout a text. By Student's law 1 in 740 passes; with
+    the tokens for independent, as this was counted once, 606 of these 2,000 did."""
+    generator = torch.Generator().manual_seed(0)
+    passed = 0
+    for _ in range(2000):
+        of_text, of_token = torch.randn(4, 1, generator=generator), torch.randn(4, 60, generator=generator)
+        clean = torch.full((4, 60), 10.0)
+        passed += ce_loss_recovered(losses(clean, clean, clean + of_text + of_token))[0] is not None
+    assert passed <= 9  # binomial(2000, .00135): more in one of 1,000 draws
 
 
 def test_token_identity_is_one_when_the_token_decides_and_below_zero_when_it_is_noise() -> None:
