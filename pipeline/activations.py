@@ -21,6 +21,8 @@ from pipeline.variants import VariantModel
 
 SEQUENCES_IN_FILE = 64
 SEQUENCES_IN_BATCH = 8
+PIECE_TOKENS = 2**19
+"""Training tokens whose activations are held at once: 1 GB at 512 dimensions."""
 OUTLIER = 10.0
 """A token is dropped when its norm exceeds this many times the median norm of its hook point."""
 
@@ -72,6 +74,31 @@ def run_variant(
             save_whole(_run(variant, part, modules, drop_positions, generator, compute), path)
         advance(min((number + 1) * SEQUENCES_IN_FILE, len(sequences)) * sequences.shape[1], sequences.numel())
     return sequences.numel()
+
+
+def stream(
+    variant: VariantModel,
+    sequences: Int[Tensor, "sequence position"],
+    layer: int,
+    hook: Hook,
+    drop_positions: int,
+    limit: float,
+    seed: int,
+    compute: Compute,
+    skip: int = 0,
+) -> Iterator[Float[Tensor, "token d_in"]]:
+    """One hook point's activations in pieces of `PIECE_TOKENS`, each made when it is asked for, without a file.
+
+    `limit` is the norm from which a token is an outlier, which is left out. Noise is fresh in every piece, and another
+    than the corpus has. The first `skip` pieces are not made.
+    """
+    variant.model.to(compute.device)
+    key, modules = _key(layer, hook), {_key(layer, hook): hook_module(variant.model, layer, hook)}
+    parts = list(enumerate(sequences.split(max(1, PIECE_TOKENS // sequences.shape[1]))))
+    for number, part in parts[skip:]:
+        generator = torch_generator(seed, "noise", "training", number)
+        values = _run(variant, part, modules, drop_positions, generator, compute)[key].flatten(0, 1)
+        yield values[values.norm(dim=-1) <= limit]
 
 
 def save_whole(tensors: dict[str, Tensor], path: Path) -> None:

@@ -64,6 +64,10 @@ class CorpusConfig(Section):
     """Branch, tag or commit of a Hub data set; nothing else has one."""
     tokens: Positive = 150_016
     """Tokens a variant sees, training and held-out together."""
+    training_tokens: Annotated[int, Field(ge=0)] = 0
+    """Further tokens, from later documents of the source, for the SAEs alone to train on. They are run through the
+    model again for every SAE, a piece at a time, so that there can be hundreds of millions. 0: SAEs train on those of
+    `tokens` that are not held out."""
     context_length: Positive = 128
     """Tokens a sequence."""
     held_out: Share = 0.15

@@ -44,16 +44,20 @@ class Corpus:
     titles: list[str]
     article_tokens: list[int]
     """Tokens of each article that are in the corpus."""
+    training: Int32[Tensor, "sequence position"]
+    """What SAEs train on in place of the corpus, from other documents, in random order; often no sequence at all."""
 
     @property
     def sha256(self) -> str:
-        """Hash of the token ids, as little-endian int32."""
-        return hashlib.sha256(self.tokens.numpy().astype("<i4").tobytes()).hexdigest()
+        """Hash of all token ids, as little-endian int32."""
+        found = hashlib.sha256(self.tokens.numpy().astype("<i4").data)
+        found.update(self.training.numpy().astype("<i4").data)
+        return found.hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write `corpus.safetensors` and `corpus.json` into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"tokens": self.tokens, "article": self.article, "held_out": self.held_out}
+        tensors = {name: getattr(self, name) for name in ("tokens", "article", "held_out", "training")}
         save_file(tensors, folder / "corpus.safetensors")
         facts = {"titles": self.titles, "article_tokens": self.article_tokens}
         (folder / "corpus.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
@@ -98,12 +102,13 @@ def build_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase, seed:
     """Tokenise every document once, cut it into sequences, draw as many as `config.tokens` asks for, and split them.
 
     A sequence never spans two articles; what is left over at an article's end is dropped. No article gives more than
-    its equal share, unless others are too short to give theirs. Whole articles are held out. Of a streamed source only
-    the beginning is read, `MARGIN` times what is wanted. Raises LineupError for an unknown or unreadable source, or
-    too little text.
+    its equal share, unless others are too short to give theirs. Whole articles are held out. Of a streamed source, and
+    of any when `config.training_tokens` asks for text after it, only the beginning is read, `MARGIN` times what is
+    wanted. Raises LineupError for an unknown or unreadable source, or too little text.
     """
     wanted = config.tokens // config.context_length
-    found = _read(config, tokenizer, wanted)
+    source = _articles(config, tokenizer)
+    found = _read(source, config, wanted)
     _check_enough([len(sequences) for _, sequences in found], wanted, config)
     articles = _draw(found, wanted, numpy_generator(seed, "corpus", "sequences"))
     counts = [len(sequences) for _, sequences in articles]
@@ -116,31 +121,48 @@ def build_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase, seed:
         held_out=torch.from_numpy(held_out[article]),
         titles=[title for title, _ in articles],
         article_tokens=[count * config.context_length for count in counts],
+        training=torch.from_numpy(_training(source, config, numpy_generator(seed, "corpus", "training"))),
     )
 
 
-def _read(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase, wanted: int) -> list[Article]:
-    """The documents that have a sequence or more, in the source's order."""
+def _articles(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[Article]:
+    """The documents that have a sequence or more, in the source's order, tokenised a batch of documents at a time."""
     start = [_bos(tokenizer)] if config.prepend_bos else []
-    streamed = find_source(config)[0].streamed
-    found, read, longest = [], 0, max(1, MARGIN * wanted // DOCUMENTS)
-    for title, ids in _tokenised(config, tokenizer):
-        sequences = _cut(ids, start, config.context_length)
-        read += min(len(sequences), longest)
-        if len(sequences):
-            found.append((title, sequences))
-        if streamed and read >= MARGIN * wanted:
-            break
-    return found
-
-
-def _tokenised(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[int]]]:
-    """Titles and token ids, tokenised a batch of documents at a time."""
     left = documents(config)
     while batch := list(itertools.islice(left, BATCH)):
         # verbose=False: a document is longer than the model's context, and that is no news.
         made = tokenizer([text for _, text in batch], add_special_tokens=False, verbose=False)["input_ids"]
-        yield from zip([title for title, _ in batch], made, strict=True)
+        for (title, _), ids in zip(batch, made, strict=True):
+            if len(sequences := _cut(ids, start, config.context_length)):
+                yield title, sequences
+
+
+def _read(source: Iterator[Article], config: CorpusConfig, wanted: int) -> list[Article]:
+    """Those among which there is a choice; the others stay in the source."""
+    partly = find_source(config)[0].streamed or config.training_tokens > 0
+    found, read, longest = [], 0, max(1, MARGIN * wanted // DOCUMENTS)
+    for title, sequences in source:
+        found.append((title, sequences))
+        read += min(len(sequences), longest)
+        if partly and read >= MARGIN * wanted:
+            break
+    return found
+
+
+def _training(source: Iterator[Article], config: CorpusConfig, generator: np.random.Generator) -> Sequences:
+    """What the source gives after the corpus, shuffled: as many sequences as `config.training_tokens` asks for."""
+    wanted = config.training_tokens // config.context_length
+    found, there = [np.zeros((0, config.context_length), dtype=np.int32)], 0
+    while there < wanted and (article := next(source, None)):
+        found.append(article[1][: wanted - there])
+        there += len(found[-1])
+    if there < wanted:
+        raise LineupError(
+            f"The corpus '{config.source}' gives {there * config.context_length:,} tokens after those that"
+            f" corpus.tokens reads; corpus.training_tokens asks for {config.training_tokens:,}: give it more text, or"
+            " lower one of the two."
+        )
+    return np.concatenate(found)[generator.permutation(there)]
 
 
 def _bos(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -52,6 +52,8 @@ def _times(plans: Sequence[Plan]) -> list[str]:
     rows = [["time", "matrix products", *(_short(one.machine) for one in plans)]]
     for stage in zip(*(one.stages for one in plans), strict=True):
         name, amount, _ = stage[0]
+        if not any(amount):
+            continue
         products = f"{_large(amount.flops)}FLOP" if amount.flops else ""
         rows.append([f"  {name}", products, *(duration(seconds) for _, _, seconds in stage)])
     if plans[0].asked.prompts:

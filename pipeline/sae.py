@@ -10,7 +10,7 @@ from pipeline.config import SaeConfig
 from pipeline.hardware import Compute
 from pipeline.pretrained import pretrained
 from pipeline.progress import Advance
-from pipeline.trained import Make, Request, Trained
+from pipeline.trained import Further, Make, Request, Trained
 from pipeline.training import train_saelens
 
 
@@ -113,15 +113,15 @@ def train(
     seed: int,
     compute: Compute,
     advance: Advance = lambda *_: None,
+    further: Further | None = None,
 ) -> Trained:
-    """Make the SAE that the configuration asks for, on raw activations.
+    """Make the SAE that the configuration asks for, on raw activations; `further` are those that come later.
 
     The activations are scaled by sqrt(d_in) / mean norm, the same rule for every variant. The factor and the decoder's
     norms are folded into the weights at the end: the SAE takes raw activations, and a latent's activation is the
     length of what it adds to the scaled reconstruction. (A pre-trained SAE keeps its own units.) Raises LineupError
     for fewer tokens than one batch, for options that the architecture has not, and for a source that cannot be read.
     """
-    made_from = Request(
-        activations, config, metadata | {"lineup_architecture": config.architecture}, seed, compute, advance
-    )
+    metadata = metadata | {"lineup_architecture": config.architecture}
+    made_from = Request(activations, config, metadata, seed, compute, advance, further)
     return ARCHITECTURES[config.architecture].make(made_from)

@@ -18,6 +18,7 @@ from pipeline.logits import final_gain, logit_effects
 from pipeline.metrics import ReconstructionSums, densities, sae_metrics_table, sparsity, token_identity_r2
 from pipeline.seeds import derive_seed, torch_generator
 from pipeline.stages import Context, VariantRun, named
+from pipeline.trained import Further
 
 
 class SaeRun:
@@ -73,7 +74,9 @@ class SaeRun:
         def build(folder: Path) -> int:
             study = self.context.study
             loaded = self._activations()
-            values = loaded.values[~self._held_out(loaded)]
+            noted = {"outliers": loaded.outliers, "limit": loaded.limit, "dropped": loaded.dropped_share}
+            values, further = self._training(loaded)
+            del loaded  # which may be as much as all that comes now
             info = {
                 "model_name": self.context.info.model,
                 "hook_name": hook_name(self.layer, self.hook),
@@ -83,16 +86,29 @@ class SaeRun:
                 "lineup_variant": self.variant.name,
             }
             with self.context.progress.stage("train", f"{self.label} · training the SAE") as advance:
-                trained = sae.train(values, self.config, info, self.seed, self.context.compute, advance)
+                trained = sae.train(values, self.config, info, self.seed, self.context.compute, advance, further)
             facts = trained.save(folder) | {"sha256": file_sha256(folder / "sae_weights.safetensors")}
             facts["forward"] = timing(self.variant.forward())  # whose own folder is deleted when the variant is done
-            facts |= {"outliers": loaded.outliers, "limit": loaded.limit, "dropped": loaded.dropped_share}
+            facts |= noted
             (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
             return int(facts["training_tokens"])
 
         if not self.context.artefacts.path("sae", self.sae_key).exists():
             self.variant.forward()  # a stage of its own, with a time of its own
         return self.context.artefacts.make("sae", self.sae_key, build)
+
+    def _training(self, loaded: activations.Activations) -> tuple[torch.Tensor, Further | None]:
+        """What the SAE trains on: the corpus less the held-out tokens, or, where there are any, the training tokens."""
+        sequences, drop = self.context.corpus.training, self.context.study.corpus.drop_positions
+        if not len(sequences):
+            return loaded.values[~self._held_out(loaded)], None
+        arguments = (self.layer, self.hook, drop, loaded.limit, self.variant.seed, self.context.compute)
+
+        def pieces(skip: int) -> Iterator[torch.Tensor]:
+            return activations.stream(self.variant.model, sequences, *arguments, skip)
+
+        first, tokens = next(pieces(0)), len(sequences) * (sequences.shape[1] - drop)
+        return first, Further(tokens - len(first), lambda: pieces(1))
 
     def facts(self) -> dict[str, Any]:
         """What training noted about itself."""

@@ -1,6 +1,6 @@
 """What an SAE is made from, and what is made: a `Request` comes in, a `Trained` goes out, whatever the architecture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,17 +52,29 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Further:
+    """Training tokens beyond those whose activations are in memory."""
+
+    tokens: int
+    """How many at most: outliers are left out as they are met."""
+    pieces: Callable[[], Iterator[Float[Tensor, "token d_in"]]]
+    """Their raw activations, made piece by piece; each call begins anew and gives the same."""
+
+
+@dataclass(frozen=True)
 class Request:
     """All that decides what one SAE becomes."""
 
     activations: Float[Tensor, "token d_in"]
-    """Raw activations of the training tokens."""
+    """Raw activations of the training tokens, or of the first of them: means, scale and PCA come from these."""
     config: SaeConfig
     metadata: dict[str, Any]
     """Goes into the SAE's own configuration; `hook_name` is TransformerLens' name of the hook point."""
     seed: int
     compute: Compute
     advance: Advance
+    further: Further | None = None
+    """The other training tokens."""
 
     @property
     def d_in(self) -> int:

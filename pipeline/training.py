@@ -1,11 +1,12 @@
 """Trains one SAE with SAELens: the activations of one hook point come in, an SAE on raw activations goes out."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any, get_type_hints
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sae_lens.config import SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
@@ -121,20 +122,21 @@ def fit(sae: Any, request: Request) -> Trained:
 
     Raises LineupError for fewer tokens than one batch.
     """
-    config, activations, compute = request.config, request.activations, request.compute
-    steps = config.epochs * (len(activations) // config.batch_tokens)
+    config, compute = request.config, request.compute
+    tokens = len(request.activations) + (request.further.tokens if request.further else 0)
+    steps = config.epochs * (tokens // config.batch_tokens)
     if not steps:
         raise LineupError(
-            f"sae.batch_tokens is {config.batch_tokens}, but there are only {len(activations)} training tokens:"
+            f"sae.batch_tokens is {config.batch_tokens}, but there are only {tokens} training tokens:"
             " take a smaller batch or more tokens."
         )
     trainer = new_trainer(sae, config, steps, compute)
-    for step, rows in enumerate(batches(len(activations), config, request.seed)):
-        trainer.step(activations[rows].to(compute.device, torch.float32) * request.scale)
+    for batch in batches(request):
+        trainer.step(batch.to(compute.device, torch.float32) * request.scale)
         trainer.n_training_steps += 1
-        request.advance((step + 1) * config.batch_tokens, steps * config.batch_tokens)
+        request.advance(trainer.n_training_steps * config.batch_tokens, steps * config.batch_tokens)
     trainer.set_final_sae_metadata()
-    return folded(sae, request, steps)
+    return folded(sae, request, trainer.n_training_steps)
 
 
 def folded(sae: Any, request: Request, steps: int) -> Trained:
@@ -157,13 +159,21 @@ def folded(sae: Any, request: Request, steps: int) -> Trained:
     return Trained(sae, request.scale, norms, steps, steps * request.config.batch_tokens)
 
 
-def batches(tokens: int, config: SaeConfig, seed: int) -> Iterator[Int[Tensor, " batch"]]:
-    """Row numbers of every step's batch, sorted: which tokens share a batch is random, their order within is free."""
-    for epoch in range(config.epochs):
-        order = torch.randperm(tokens, generator=torch_generator(seed, "epoch", epoch))
-        for batch in order.split(config.batch_tokens):
-            if len(batch) == config.batch_tokens:
-                yield batch.sort().values
+def batches(request: Request) -> Iterator[Float[Tensor, "batch d_in"]]:
+    """Every step's activations: which tokens share a batch is random, within a piece, and their order is free.
+
+    What a piece has left when no batch is full goes into the next one, and is dropped at the end of an epoch.
+    """
+    for epoch in range(request.config.epochs):
+        generator = torch_generator(request.seed, "epoch", epoch)
+        left = request.activations[:0]
+        for piece in itertools.chain([request.activations], request.further.pieces() if request.further else ()):
+            values, left = torch.cat([left, piece]) if len(left) else piece, left[:0]
+            for rows in torch.randperm(len(values), generator=generator).split(request.config.batch_tokens):
+                if len(rows) == request.config.batch_tokens:
+                    yield values[rows.sort().values]
+                else:
+                    left = values[rows]
 
 
 def new_trainer(sae: Any, config: SaeConfig, steps: int, compute: Compute) -> SAETrainer[Any, Any]:

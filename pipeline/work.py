@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from pipeline.activations import PIECE_TOKENS
 from pipeline.autointerp.estimate import Estimate, estimate
 from pipeline.config import ModelConfig, SaeConfig, Study, layers_of
 from pipeline.documents import find_source
@@ -37,6 +38,9 @@ DENSE = {"gated": 26, "matryoshka_batchtopk": 15}
 
 Encoder, decoder and their gradients make 12; gated SAEs have a second decoder pass, Matryoshka ones one for each level.
 """
+
+READY = ("untrained", "neurons", "pretrained")
+"""Architectures that are not trained."""
 
 LATENT_BYTES = 2_300  # the tables of a latent as Parquet files and again in the database: 1.0 and 1.3 KB in the demo
 
@@ -123,6 +127,14 @@ class Work:
         return self.tokens * (1 - corpus.drop_positions / corpus.context_length)
 
     @property
+    def trained_on(self) -> float:
+        """Tokens of a training epoch."""
+        corpus = self.study.corpus
+        if corpus.training_tokens:
+            return corpus.training_tokens * (1 - corpus.drop_positions / corpus.context_length)
+        return self.kept * (1 - corpus.held_out)
+
+    @property
     def activations(self) -> float:
         """Bytes of one hook point's activations."""
         return self.kept * self.d_in * FLOAT
@@ -149,7 +161,7 @@ class Work:
         all latents: `DENSE`.
         """
         size = self.d_in * self.d_sae(sae)
-        if sae.architecture in ("untrained", "neurons", "pretrained"):
+        if sae.architecture in READY:
             return 0.0
         if sae.architecture == "pca":
             return 2.0 * self.d_in**2  # the covariance
@@ -163,8 +175,9 @@ class Work:
 
 
 def _corpus(work: Work) -> Amount:
-    margin = 2 if find_source(work.study.corpus)[0].streamed else 1
-    return Amount(core_seconds=TOKENISE * margin * work.tokens)
+    config = work.study.corpus
+    margin = 2 if find_source(config)[0].streamed or config.training_tokens else 1
+    return Amount(core_seconds=TOKENISE * (margin * work.tokens + config.training_tokens))
 
 
 def _variants(work: Work) -> Amount:
@@ -177,9 +190,16 @@ def _forward(work: Work) -> Amount:
 
 
 def _train(work: Work) -> Amount:
-    tokens = work.kept * (1 - work.study.corpus.held_out)
-    flops = sum(work.each * tokens * work.trained_flops(sae) for sae in work.study.saes)
+    flops = sum(work.each * work.trained_on * work.trained_flops(sae) for sae in work.study.saes)
     return Amount(flops=flops, bytes_moved=work.saes * work.activations)
+
+
+def _stream(work: Work) -> Amount:
+    """The model on the training tokens, up to the SAE's own layer, for every SAE by itself and in every epoch."""
+    layers = sum(layer + 1 for layer in work.layers) * len(work.study.hooks) * work.draws * work.study.sae_seeds
+    epochs = sum(sae.epochs for sae in work.study.saes if sae.architecture not in (*READY, "pca"))
+    tokens = epochs * work.study.corpus.training_tokens
+    return Amount(flops=tokens * layers * work.forward_flops(1, unembedding=False))
 
 
 def _encode(work: Work) -> Amount:
@@ -248,6 +268,7 @@ STAGES = (
     Stage("tokenising the corpus", _corpus),
     Stage("making the variants", _variants),
     Stage("running the model", _forward, 0.72),
+    Stage("running the model to train on", _stream, 0.72),
     Stage("training the SAEs", _train, 0.36),
     Stage("encoding the corpus", _encode, 0.40),
     Stage("statistics, contexts, logit effects", _tables, 0.72),
@@ -268,20 +289,23 @@ def disk(work: Work) -> Iterator[tuple[str, float]]:
     codes = sum(work.each * (8 * work.firings(sae) + 8 * work.tokens) for sae in work.study.saes)
     yield "sparse activations of the SAEs", codes
     latents = sum(work.each * work.d_sae(sae) for sae in work.study.saes)
-    yield "tables and database", latents * LATENT_BYTES + 2 * FLOAT * work.tokens
+    ids = FLOAT * (2 * work.tokens + work.study.corpus.training_tokens)
+    yield "tables, token ids and database", latents * LATENT_BYTES + ids
 
 
 def memory(work: Work) -> Iterator[tuple[str, float, bool]]:
     """What is held at once, in bytes, and whether a GPU would hold it.
 
     Two models, the trained one and a variant. Then, one after the other: training reads a hook point's activations
-    whole and copies what is trained on; encoding ends with 48 bytes an activation that is not zero, when the firings
-    are sorted by latent; matching has a number for each pair of latents, twice. An SAE's weights come with gradients
-    and two moments, its batch with pre-activations and what TopK makes of them.
+    whole and copies what is trained on, or makes pieces of them, of which it holds two and what becomes a third;
+    encoding ends with 48 bytes an activation that is not zero, when the firings are sorted by latent; matching has a
+    number for each pair of latents, twice. An SAE's weights come with gradients and two moments, its batch with
+    pre-activations and what TopK makes of them.
     """
     yield "trained model and variant", 2 * FLOAT * work.shape.info.parameters, False
     in_turn = {
         "activations of a hook point, twice": 2 * work.activations,
+        "activations of training tokens": 4 * FLOAT * work.d_in * min(work.study.corpus.training_tokens, PIECE_TOKENS),
         "sparse activations of an SAE, sorted": max(48 * work.firings(sae) for sae in work.study.saes),
         "correlations of all pairs of latents": max(2 * FLOAT * work.d_sae(sae) ** 2 for sae in work.study.saes),
     }

@@ -47,6 +47,41 @@ def test_activations_are_the_models_own_hidden_states_without_the_first_position
     assert found.dropped_share == pytest.approx(1 / 16)
 
 
+def pieces(loaded: LoadedModel, name: str = "trained", limit: float = 1e9, **more: Any) -> list[torch.Tensor]:
+    variant = make_variant(loaded, name, seed=0)
+    return list(activations.stream(variant, SEQUENCES, 2, "resid_post", 1, limit, 0, CPU, **more))
+
+
+def test_a_stream_gives_what_a_run_leaves_in_files_piece_by_piece(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activations, "PIECE_TOKENS", 20 * 16 + 5)
+    found = pieces(loaded)
+    assert [len(piece) for piece in found] == [300, 300, 300, 150]
+    expected = activations.load(run(loaded, "trained", tmp_path), 2, "resid_post", drop_positions=1).values
+    assert torch.allclose(torch.cat(found), expected, atol=1e-4)
+    assert [len(piece) for piece in pieces(loaded, skip=3)] == [150]
+
+
+def test_a_stream_leaves_outliers_out(loaded: LoadedModel) -> None:
+    (whole,) = pieces(loaded)
+    norms = whole.norm(dim=-1)
+    limit = float(norms.median())
+    (found,) = pieces(loaded, limit=limit)
+    assert torch.equal(found, whole[norms <= limit])
+
+
+def test_noise_is_fresh_in_every_piece_of_a_stream_and_not_that_of_the_corpus(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activations, "PIECE_TOKENS", 16 * 35)
+    first, second = pieces(loaded, "control")
+    corpus = activations.load(run(loaded, "control", tmp_path), 2, "resid_post", drop_positions=1).values
+    assert torch.equal(first, pieces(loaded, "control")[0])
+    for other in (second, corpus[: len(first)]):
+        assert (first - other).norm(dim=-1).min() > 0.1
+
+
 ALL: list[Hook] = ["resid_post", "mlp_out", "attn_out"]
 HOOKS: dict[Callable[[], PreTrainedModel], list[Hook]] = {
     toy_llama: ALL,

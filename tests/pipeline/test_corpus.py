@@ -1,6 +1,7 @@
 """The corpus: where its text comes from, how it is cut and split, and how little of it is too little."""
 
 import bz2
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -209,6 +210,63 @@ def test_a_streamed_source_that_ends_early_is_read_to_its_end(tmp_path: Path) ->
     corpus = build_corpus(config(write_rows(tmp_path / "all.parquet", texts), tokens=32 * available), TOKENIZER, seed=0)
     assert len(corpus.tokens) == available
     assert len(corpus.titles) == len(texts)
+
+
+# Text for SAEs alone to train on.
+
+
+def numbered(folder: Path) -> str:
+    """400 documents; the last word of all of a document's sentences is its number."""
+    documents = [f"the cat saw the dog near {number}. " * 20 for number in range(100, 500)]
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in documents), encoding="utf-8")
+    return f"jsonl:{folder / 'rows.jsonl'}"
+
+
+def test_training_tokens_come_from_other_documents_than_the_corpus(tmp_path: Path) -> None:
+    made = build_corpus(config(numbered(tmp_path / "a"), tokens=3200, training_tokens=6431), TOKENIZER, seed=0)
+    assert made.tokens.shape == (100, 32)
+    assert made.training.shape == (200, 32)
+    assert made.training.dtype == torch.int32
+    own, others = ({tuple(row) for row in part.tolist()} for part in (made.tokens, made.training))
+    assert len(own) > 20
+    assert not own & others
+
+
+def test_training_tokens_are_the_next_of_the_source_in_random_order(tmp_path: Path) -> None:
+    source = numbered(tmp_path / "a")
+    few, many = (
+        build_corpus(config(source, tokens=3200, training_tokens=tokens), TOKENIZER, seed=0).training.tolist()
+        for tokens in (3200, 6400)
+    )
+    assert not Counter(map(tuple, few)) - Counter(map(tuple, many))
+    assert few != many[:100]
+    again = build_corpus(config(source, tokens=3200, training_tokens=6400), TOKENIZER, seed=0).training.tolist()
+    other = build_corpus(config(source, tokens=3200, training_tokens=6400), TOKENIZER, seed=1).training.tolist()
+    assert again == many != other
+    assert sorted(other) == sorted(many)
+
+
+def test_without_training_tokens_there_are_none_and_the_corpus_is_as_before(source: str) -> None:
+    corpus = build_corpus(config(source), TOKENIZER, seed=0)
+    assert corpus.training.shape == (0, 32)
+    assert corpus.sha256 == hashlib.sha256(corpus.tokens.numpy().astype("<i4").tobytes()).hexdigest()
+
+
+def test_training_tokens_count_in_the_hash_and_are_saved(tmp_path: Path) -> None:
+    source = numbered(tmp_path / "a")
+    one, other = (
+        build_corpus(config(source, tokens=3200, training_tokens=tokens), TOKENIZER, seed=0) for tokens in (3200, 3232)
+    )
+    assert torch.equal(one.tokens, other.tokens)
+    assert one.sha256 != other.sha256
+    one.save(tmp_path / "saved")
+    assert torch.equal(Corpus.load(tmp_path / "saved").training, one.training)
+
+
+def test_too_little_text_after_the_corpus_is_told_with_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(LineupError, match=r"gives [\d,]+ tokens after .* corpus.training_tokens asks for 9,000,000"):
+        build_corpus(config(numbered(tmp_path / "a"), tokens=3200, training_tokens=9_000_000), TOKENIZER, seed=0)
 
 
 # Wikipedia.

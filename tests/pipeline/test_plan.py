@@ -72,6 +72,17 @@ def test_training_is_a_dense_encoder_and_sparse_products_of_k_latents() -> None:
     assert flops(forecast(sae=dense))["training the SAEs"] == pytest.approx(6 * 3 * 7425 * 12 * 100 * 800)
 
 
+def test_training_tokens_of_their_own_are_run_to_the_layer_of_every_sae() -> None:
+    made = forecast(corpus={"training_tokens": 50_000}, sae_seeds=2)
+    each = 3 * (2 + 5) * 50_000 * 2 * 1_200_000 / 10  # three epochs, up to layers 1 and 4
+    assert flops(made)["running the model to train on"] == pytest.approx(3 * 2 * each)
+    assert flops(forecast())["running the model to train on"] == 0
+    assert flops(made)["training the SAEs"] == pytest.approx(2 * 49_500 / 7425 * flops(forecast())["training the SAEs"])
+    assert made.disk[-1].size - forecast(sae_seeds=2).disk[-1].size == 50_000 * 4
+    ready = forecast(corpus={"training_tokens": 50_000}, sae={"architecture": "pca", "k": 10})
+    assert flops(ready)["running the model to train on"] == 0
+
+
 def test_losses_are_passes_through_the_whole_model_with_and_without_each_hook_point() -> None:
     passes = 3 * (1 + 2 * 2)
     assert flops(forecast())["losses through the SAEs"] == passes * 1024 * (2 * 1_200_000 + 2 * 100 * 1000)
@@ -252,7 +263,7 @@ def test_layers_and_variants_that_do_not_exist_are_errors() -> None:
 
 
 def test_the_text_has_every_stage_and_says_what_it_assumes() -> None:
-    made = study(autointerp=asking(price_in=1.0))
+    made = study(autointerp=asking(price_in=1.0), corpus={"training_tokens": 1000})
     machines = [HERE, BESIDE_A_GPU._replace(memory=None, disk=None)]
     text = render(made, [plan(made, [SHAPE], machine) for machine in machines])
     assert "All numbers are estimates." in text

@@ -1,6 +1,7 @@
 """Every architecture is SAELens', the fast TopK step is SAELens' TopK, and what is saved is SAELens' SAE."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline.config import SaeConfig
 from pipeline.errors import LineupError
 from pipeline.sae import ARCHITECTURES, train
 from pipeline.sparse_topk import SparseTopKTrainingSAE
-from pipeline.trained import Request, Trained, normalisation
+from pipeline.trained import Further, Request, Trained, normalisation
 from pipeline.training import batches, folded, new_sae, new_trainer
 from tests.pipeline.sae_inputs import CPU, activations, on_corpus, request, small, unexplained
 
@@ -189,9 +190,55 @@ def test_the_scale_of_the_activations_does_not_matter() -> None:
 
 
 def test_an_epoch_sees_every_token_once() -> None:
-    rows = torch.cat(list(batches(1_000, small(epochs=2), seed=0)))
-    assert torch.equal(rows[:1_000].sort().values, torch.arange(1_000))
+    rows = torch.cat(list(batches(request(torch.arange(1_000)[:, None], small(epochs=2)))))
+    assert torch.equal(rows[:1_000].sort(0).values, torch.arange(1_000)[:, None])
     assert not torch.equal(rows[:100], rows[1_000:1_100])
+
+
+def in_pieces(x: torch.Tensor, size: int, config: SaeConfig) -> Request:
+    """The same training tokens, of which only the first piece is in memory."""
+    first, *others = x.split(size)
+    return replace(request(first, config), further=Further(len(x) - len(first), lambda: iter(others)))
+
+
+def test_pieces_are_seen_in_turn_and_what_a_piece_has_left_goes_into_the_next() -> None:
+    made = list(batches(in_pieces(torch.arange(1_000)[:, None], 250, small(epochs=2))))
+    assert [len(batch) for batch in made] == [100] * 20
+    assert torch.equal(torch.cat(made[:10]).sort(0).values, torch.arange(1_000)[:, None])
+    assert torch.equal(torch.cat(made[10:]).sort(0).values, torch.arange(1_000)[:, None])
+    assert max(map(int, torch.cat(made[:2]))) < 250  # the first piece, less 50 tokens
+    third = torch.cat(made[2:5])
+    assert int((third < 250).sum()) == 50
+    assert int(third.max()) < 500
+    assert not torch.equal(made[0], made[10])
+
+
+def test_what_no_batch_is_full_of_is_dropped_at_the_end_of_an_epoch() -> None:
+    made = list(batches(in_pieces(torch.arange(1_030)[:, None], 250, small(epochs=2))))
+    assert [len(batch) for batch in made] == [100] * 20
+    assert all(len(torch.cat(epoch).unique()) == 1_000 for epoch in (made[:10], made[10:]))
+
+
+def test_an_sae_learns_from_the_pieces_that_come_later() -> None:
+    """They have directions that the first piece lacks."""
+    first, later = activations(seed=0), activations(tokens=6_000, seed=1)
+    config = small(epochs=1, batch_tokens=50)
+    alone = train(first, config, {}, 1, CPU).sae
+    steps: list[tuple[int, int]] = []
+    further = Further(len(later), lambda: iter(later.split(500)))
+    both = train(first, config, {}, 1, CPU, lambda *step: steps.append(step), further)
+    assert (both.steps, both.tokens) == (160, 8_000)
+    assert steps[-1] == (8_000, 8_000)
+    assert both.normalisation == pytest.approx(normalisation(first))
+    assert unexplained(later, both.sae(later)) < 0.7 * unexplained(later, alone(later))
+
+
+def test_steps_are_those_that_were_taken_where_outliers_are_missing() -> None:
+    x = activations()
+    config = small(epochs=1)
+    fewer = Further(1_000, lambda: iter([x[:130]]))  # 870 were outliers
+    made = train(x, config, {}, 1, CPU, further=fewer)
+    assert (made.steps, made.tokens) == (21, 2_100)
 
 
 def test_latents_and_learning_rate_follow_the_hook_point() -> None:
