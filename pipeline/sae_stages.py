@@ -1,6 +1,7 @@
 """The stages of one SAE, from its training to its matches: each leaves an artefact, named by what it depends on."""
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from pipeline.metrics import ReconstructionSums, densities, sae_metrics_table, s
 from pipeline.seeds import derive_seed, torch_generator
 from pipeline.stages import Context, VariantRun, named
 from pipeline.trained import Further
+
+UNANSWERED = "unanswered"
+"""A file that tells that the language model did not answer some prompts."""
 
 
 class SaeRun:
@@ -213,11 +217,25 @@ class SaeRun:
                 )
             for name, table in zip(("explanations", "scores"), tables, strict=True):
                 pq.write_table(table, folder / f"{name}.parquet")
+            if client and client.unanswered > before:
+                (folder / UNANSWERED).touch()
 
+        client = context.tools.client
+        before = client.unanswered if client else 0
+        return context.artefacts.make("sampled", self._sampled_key, build)
+
+    @property
+    def _sampled_key(self) -> dict[str, Any]:
         operation = {"concurrency", "requests_per_minute", "tokens_per_minute", "timeout_seconds", "attempts"}
         operation |= {"price_in", "price_out", "max_cost"}
-        asked = study.autointerp.model_dump(exclude={"llm": operation})
-        return context.artefacts.make("sampled", self._latents_key | {"autointerp": asked}, build)
+        asked = self.context.study.autointerp.model_dump(exclude={"llm": operation})
+        return self._latents_key | {"autointerp": asked}
+
+    def ask_again(self) -> None:
+        """Forget the sample's rows if an earlier run got no answer to some prompts: the others' answers are kept."""
+        folder = self.context.artefacts.path("sampled", self._sampled_key)
+        if (folder / UNANSWERED).exists():
+            shutil.rmtree(folder)
 
     def stability(self, other: "SaeRun") -> Path:
         """Seed stability with an SAE that differs in the seed alone: `stability.json`, null where one is all dead."""

@@ -127,6 +127,7 @@ def _run_sae(sae: SaeRun) -> None:
     sae.latents()
     sae.scores()
     if autointerp.needs_sample(sae.context.study.autointerp):
+        sae.ask_again()
         sae.sampled_scores()
 
 

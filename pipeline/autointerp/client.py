@@ -63,6 +63,8 @@ class Client:
         self._pace = Pace(config, clock, self._sleep)
         self._budget = Budget(config)
         self._failed_in_a_row = 0
+        self.unanswered = 0
+        """Prompts that got no answer in this run, so that asking again may help."""
         self._able: dict[str, bool] | None = None
         self._cache = AnswerCache(folder)
         for request, raw in self._cache.all():
@@ -139,7 +141,9 @@ class Client:
                 self._stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return [future.result() for future in futures]
+        answers = [future.result() for future in futures]
+        self.unanswered += sum(answer.text is None for answer in answers)
+        return answers
 
     def _ask(self, prompt: Prompt) -> Answer:
         try:
