@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.artefacts import file_sha256
 from pipeline.errors import LineupError
 from pipeline.trained import Request, Trained, topk_sae
 
@@ -44,6 +45,15 @@ def pretrained(request: Request) -> Trained:
         sae.cfg.metadata[name if name.startswith("lineup_") else f"lineup_{name}"] = value
     sae.cfg.metadata["lineup_source"] = source
     return Trained(sae.requires_grad_(False), request.scale, norms, 0, 0)
+
+
+def contents(source: str, layer: int) -> list[str]:
+    """Hashes of the files that `sae.source` names, where they lie in a folder: another SAE may be put in its place."""
+    prefix, _, place = source.replace("{layer}", str(layer)).rpartition("folder:")
+    folder = Path(place).expanduser()
+    if prefix not in ("", "sparsify:") or not folder.is_dir():
+        return []  # a hub's, or an error that loading it will tell
+    return [file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()]
 
 
 def _layer(request: Request) -> str:

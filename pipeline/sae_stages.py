@@ -17,6 +17,7 @@ from pipeline.artefacts import digest, file_sha256, timing
 from pipeline.config import Hook, SaeConfig, hook_name
 from pipeline.logits import final_gain, logit_effects
 from pipeline.metrics import ReconstructionSums, densities, sae_metrics_table, sparsity, token_identity_r2
+from pipeline.pretrained import contents
 from pipeline.seeds import derive_seed, torch_generator
 from pipeline.stages import Context, VariantRun, named
 from pipeline.trained import Further
@@ -40,7 +41,14 @@ class SaeRun:
             self.context.study.seed,
             *named("sae", variant.name, layer, hook=hook, draw=variant.draw, sae_seed=sae_seed),
         )
-        point = {"layer": layer, "hook": hook, "sae": config.model_dump(exclude={"name"}), "seed": self.seed}
+        point: dict[str, Any] = {
+            "layer": layer,
+            "hook": hook,
+            "sae": config.model_dump(exclude={"name"}),
+            "seed": self.seed,
+        }
+        if config.source:
+            point["contents"] = contents(config.source, layer)
         self.sae_key = digest(variant.forward_key | point)
 
     def _axes(self) -> Iterator[str]:

@@ -1,9 +1,11 @@
 """SAEs that somebody trained: read from SAELens' and sparsify's formats, used as they are."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -13,10 +15,13 @@ from sae_lens.registry import get_sae_class
 from safetensors.torch import save_file
 
 from pipeline import codes, pretrained
+from pipeline.config import load_study
 from pipeline.errors import LineupError
 from pipeline.sae import train
+from pipeline.study import run_study
 from pipeline.trained import Trained, normalisation
 from tests.pipeline.sae_inputs import CPU, activations, on_corpus, small
+from tests.pipeline.studies_for_tests import toy_study
 
 RANDOM = torch.Generator().manual_seed(0)
 
@@ -232,3 +237,37 @@ def test_a_file_that_is_no_configuration_is_said(tmp_path: Path) -> None:
     (tmp_path / "cfg.json").write_text("{", encoding="utf-8")
     with pytest.raises(LineupError, match=r"Cannot read the SAE 'folder:"):
         load(f"folder:{tmp_path}")
+
+
+# In a study.
+
+
+def test_hashes_are_those_of_the_layers_own_files_and_a_hub_has_none(tmp_path: Path) -> None:
+    for layer in (0, 1):
+        write_sparsify(tmp_path / f"layer{layer}")
+    source = f"sparsify:folder:{tmp_path}/layer{{layer}}"
+    first, second = (pretrained.contents(source, layer) for layer in (0, 1))
+    assert len(first) == len(second) == 2
+    assert first[1] != second[1]
+    assert pretrained.contents(f"folder:{tmp_path}/layer0", 7) == first
+    assert pretrained.contents("sparsify:hub:owner/name/folder:0", 0) == []
+    assert pretrained.contents("folder:/nowhere", 0) == []
+
+
+def test_an_sae_that_is_put_in_anothers_place_is_another_one_for_the_study(tmp_path: Path) -> None:
+    place = tmp_path / "sae-0"
+    sae = {"architecture": "pretrained", "source": f"folder:{tmp_path}/sae-{{layer}}"}
+    study = load_study(toy_study(tmp_path, layers=[0], variants=["trained"], sae=sae))
+
+    def weights() -> list[tuple[str, int]]:
+        database = run_study(study, tmp_path / "runs", io.StringIO())
+        with duckdb.connect(str(database), read_only=True) as connection:
+            return connection.execute("SELECT sha256, d_sae FROM saes").fetchall()
+
+    write_saelens(place, d_in=32, d_sae=40)
+    first = weights()
+    assert weights() == first
+    write_saelens(place, d_in=32, d_sae=40)
+    (other,) = weights()
+    assert other != first[0]
+    assert other[1] == 40
