@@ -17,6 +17,7 @@ from pipeline.config import Study, hook_name
 from pipeline.differences import difference_table
 from pipeline.metrics import METRICS, Metric, metrics_table, sae_metrics_table
 from pipeline.progress import Advance, Progress
+from pipeline.sae import seeds_of
 from pipeline.sae_stages import SaeRun
 from pipeline.stages import Context, VariantRun, draws
 from pipeline.store import Derived, Part, Source, metrics_of, statistics_of, write_study
@@ -56,7 +57,8 @@ class Finished:
     def planned(self) -> int:
         """SAEs of the whole study; a model that is not loaded yet counts where its layers are listed by number."""
         study = self.study
-        each = sum(draws(study, name) for name in study.variants) * len(study.hooks) * len(study.saes) * study.sae_seeds
+        each = sum(draws(study, name) for name in study.variants) * len(study.hooks)
+        each *= sum(seeds_of(study, config) for config in study.saes)
         layers = [len(context.layers) for context in self.contexts]
         later = [study.layers if model.layers is None else model.layers for model in study.models[len(self.contexts) :]]
         return each * (sum(layers) + sum(len(asked) for asked in later if not isinstance(asked, str)))

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.baselines import frozen_decoder, neurons, pca, untrained
-from pipeline.config import SaeConfig
+from pipeline.config import SaeConfig, Study
 from pipeline.hardware import Compute
 from pipeline.pretrained import pretrained
 from pipeline.progress import Advance
@@ -22,6 +22,8 @@ class Architecture(NamedTuple):
     description: str
     """What it is and where it comes from, for people."""
     make: Make
+    seeded: bool = True
+    """Whether chance plays a part: without, all trainings give the same SAE, and there is one."""
 
 
 _ROWS = (
@@ -85,6 +87,7 @@ _ROWS = (
         "A baseline: the activations' principal components, each with both signs (2·d_in latents), of which the k"
         " largest projections of a token count (compared with SAEs in Cunningham et al. 2023, arXiv 2309.08600).",
         pca,
+        seeded=False,
     ),
     Architecture(
         "neurons",
@@ -92,6 +95,7 @@ _ROWS = (
         "A baseline: the hook point's own coordinates about their mean, each with both signs (2·d_in latents), of which"
         " the k largest of a token count (compared with SAEs in Cunningham et al. 2023, arXiv 2309.08600).",
         neurons,
+        seeded=False,
     ),
     Architecture(
         "pretrained",
@@ -99,11 +103,17 @@ _ROWS = (
         "An SAE that somebody trained, from sae.source, as it is and in its own units. On a random variant it is the"
         " SAE of the trained model, as a baseline.",
         pretrained,
+        seeded=False,
     ),
 )
 
 ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS}
 """All kinds of SAE by the name that the study file has for them."""
+
+
+def seeds_of(study: Study, config: SaeConfig) -> int:
+    """How often the study trains such an SAE: one without chance is there once."""
+    return study.sae_seeds if ARCHITECTURES[config.architecture].seeded else 1
 
 
 def train(

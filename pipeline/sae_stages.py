@@ -58,7 +58,7 @@ class SaeRun:
             yield self.hook
         if len(study.saes) > 1:
             yield self.config.label
-        if study.sae_seeds > 1:
+        if sae.seeds_of(study, self.config) > 1:
             yield f"seed {self.sae_seed + 1}"
 
     def beside(self, other: "SaeRun") -> bool:
@@ -278,7 +278,7 @@ def saes_of(variant: VariantRun) -> Iterator["SaeRun"]:
     """The SAEs of a variant's hook points, in the order in which they are trained and numbered."""
     study = variant.context.study
     for config in study.saes:
-        for seed in range(study.sae_seeds):
+        for seed in range(sae.seeds_of(study, config)):
             for hook in study.hooks:
                 yield from (SaeRun(variant, hook, layer, config, seed) for layer in variant.context.layers)
 

@@ -14,6 +14,7 @@ from pipeline.autointerp.estimate import Estimate, estimate
 from pipeline.config import ModelConfig, SaeConfig, Study, layers_of
 from pipeline.documents import find_source
 from pipeline.models import check_layers
+from pipeline.sae import seeds_of
 from pipeline.shapes import Shape
 from pipeline.variants import find_variant
 
@@ -100,15 +101,14 @@ class Work:
         """Hook points of a variant."""
         return len(self.layers) * len(self.study.hooks)
 
-    @property
-    def each(self) -> int:
+    def each(self, sae: SaeConfig) -> int:
         """How many SAEs one section of `saes` makes."""
-        return self.draws * self.points * self.study.sae_seeds
+        return self.draws * self.points * seeds_of(self.study, sae)
 
     @property
     def saes(self) -> int:
         """SAEs of this model."""
-        return self.each * len(self.study.saes)
+        return sum(self.each(sae) for sae in self.study.saes)
 
     @property
     def d_in(self) -> int:
@@ -190,15 +190,15 @@ def _forward(work: Work) -> Amount:
 
 
 def _train(work: Work) -> Amount:
-    flops = sum(work.each * work.trained_on * work.trained_flops(sae) for sae in work.study.saes)
+    flops = sum(work.each(sae) * work.trained_on * work.trained_flops(sae) for sae in work.study.saes)
     return Amount(flops=flops, bytes_moved=work.saes * work.activations)
 
 
 def _stream(work: Work) -> Amount:
     """The model on the training tokens, up to the SAE's own layer, for every SAE by itself and in every epoch."""
-    layers = sum(layer + 1 for layer in work.layers) * len(work.study.hooks) * work.draws * work.study.sae_seeds
-    epochs = sum(sae.epochs for sae in work.study.saes if sae.architecture not in (*READY, "pca"))
-    tokens = epochs * work.study.corpus.training_tokens
+    layers = sum(layer + 1 for layer in work.layers) * len(work.study.hooks) * work.draws
+    trained = [sae for sae in work.study.saes if sae.architecture not in (*READY, "pca")]
+    tokens = sum(sae.epochs * seeds_of(work.study, sae) for sae in trained) * work.study.corpus.training_tokens
     return Amount(flops=tokens * layers * work.forward_flops(1, unembedding=False))
 
 
@@ -208,7 +208,7 @@ def _encode(work: Work) -> Amount:
     for sae in work.study.saes:
         d_sae = work.d_sae(sae)
         products = work.kept * d_sae + d_sae**2 + work.study.corpus.held_out * work.firings(sae)
-        found += Amount(flops=work.each * 2 * work.d_in * products)
+        found += Amount(flops=work.each(sae) * 2 * work.d_in * products)
     return found
 
 
@@ -216,12 +216,12 @@ def _tables(work: Work) -> Amount:
     found = Amount()
     for sae in work.study.saes:
         effects = 2 * work.d_in * work.d_sae(sae) * work.shape.info.vocab_size
-        found += Amount(flops=work.each * effects, core_seconds=work.each * TABLE * work.firings(sae))
+        found += Amount(flops=work.each(sae) * effects, core_seconds=work.each(sae) * TABLE * work.firings(sae))
     return found
 
 
 def _losses(work: Work) -> Amount:
-    passes = work.draws * len(work.study.saes) * work.study.sae_seeds * (1 + 2 * work.points)
+    passes = work.draws * sum(seeds_of(work.study, sae) for sae in work.study.saes) * (1 + 2 * work.points)
     each = work.study.evaluate_ce_tokens * work.forward_flops(work.shape.info.n_layers, unembedding=True)
     return Amount(flops=passes * each)
 
@@ -229,15 +229,15 @@ def _losses(work: Work) -> Amount:
 def _score(work: Work) -> Amount:
     settings = work.study.autointerp
     embedded = EMBED * settings.latents * len(settings.explainers) * ("embedding" in settings.scorers)
-    return Amount(core_seconds=sum(work.each * (LEXICAL * work.d_sae(sae) + embedded) for sae in work.study.saes))
+    return Amount(core_seconds=sum(work.each(sae) * (LEXICAL * work.d_sae(sae) + embedded) for sae in work.study.saes))
 
 
 def _match(work: Work) -> Amount:
     """Correlations between variants in the same place, and matched decoders of the same SAE's seeds."""
-    seeds = work.study.sae_seeds
-    twins = work.draws * work.points * seeds * (seeds - 1) // 2
     found = Amount()
     for sae in work.study.saes:
+        seeds = seeds_of(work.study, sae)
+        twins = work.draws * work.points * seeds * (seeds - 1) // 2
         cells = work.d_sae(sae) ** 2
         each = PRODUCT * work.firings(sae) * sae.k + CELL * cells
         found += Amount(core_seconds=work.pairs * work.points * seeds * each, serial_seconds=twins * ASSIGN * cells)
@@ -246,12 +246,12 @@ def _match(work: Work) -> Amount:
 
 def _tell(work: Work) -> Amount:
     numbers = 2 * (STATISTICS + 2 * len(work.study.autointerp.scorers))
-    pairs = (work.draws - 1) * work.points * work.study.sae_seeds
-    return Amount(serial_seconds=sum(pairs * numbers * 2 * TELL * work.d_sae(sae) for sae in work.study.saes))
+    latents = sum(work.points * seeds_of(work.study, sae) * work.d_sae(sae) for sae in work.study.saes)
+    return Amount(serial_seconds=(work.draws - 1) * latents * numbers * 2 * TELL)
 
 
 def _write(work: Work) -> Amount:
-    size = sum(work.each * work.d_sae(sae) for sae in work.study.saes) * LATENT_BYTES / 2
+    size = sum(work.each(sae) * work.d_sae(sae) for sae in work.study.saes) * LATENT_BYTES / 2
     return Amount(serial_seconds=WRITE * (size + FLOAT * work.tokens))
 
 
@@ -284,11 +284,11 @@ STAGES = (
 def disk(work: Work) -> Iterator[tuple[str, float]]:
     """What lies on the disk, in bytes: the first is there while a variant runs, the others stay."""
     yield "activations of one variant, deleted after it", work.points * work.activations
-    weights = sum(work.each * 2 * work.d_in * work.d_sae(sae) * FLOAT for sae in work.study.saes)
+    weights = sum(work.each(sae) * 2 * work.d_in * work.d_sae(sae) * FLOAT for sae in work.study.saes)
     yield "weights of the SAEs", weights
-    codes = sum(work.each * (8 * work.firings(sae) + 8 * work.tokens) for sae in work.study.saes)
+    codes = sum(work.each(sae) * (8 * work.firings(sae) + 8 * work.tokens) for sae in work.study.saes)
     yield "sparse activations of the SAEs", codes
-    latents = sum(work.each * work.d_sae(sae) for sae in work.study.saes)
+    latents = sum(work.each(sae) * work.d_sae(sae) for sae in work.study.saes)
     ids = FLOAT * (2 * work.tokens + work.study.corpus.training_tokens)
     yield "tables, token ids and database", latents * LATENT_BYTES + ids
 

@@ -38,7 +38,7 @@ def study(**changes: Any) -> Study:
     given = {"name": "toy", "corpus": corpus, "collect": {"window": 20}, "layers": [1, 4], "sae": sae, **changes}
     for section in ("corpus", "collect"):
         given[section] = {"corpus": corpus, "collect": {"window": 20}}[section] | changes.get(section, {})
-    return Study.model_validate(given)
+    return Study.model_validate({key: value for key, value in given.items() if value is not None})
 
 
 def forecast(machine: Machine = HERE, shape: Shape = SHAPE, **changes: Any) -> Plan:
@@ -163,6 +163,11 @@ def test_twice_as_much_of_one_thing_is_so_much_more_work(changes: dict[str, Any]
 def test_saes_are_counted_over_all_axes() -> None:
     made = forecast(variant_seeds=3, sae_seeds=2, hooks=["resid_post", "mlp_out"], layers="every 5")
     assert made.saes == (1 + 3 + 3) * 2 * 2 * 2
+
+
+def test_saes_without_chance_are_counted_once() -> None:
+    made = forecast(sae_seeds=2, saes=[{"k": 10}, {"architecture": "pca", "k": 10}], sae=None)
+    assert made.saes == 3 * 2 * (2 + 1)
 
 
 @pytest.mark.parametrize("match", ["all", "trained"])

@@ -1,11 +1,14 @@
 """A study along every axis at once: two models, two hook points, several seeds of both kinds."""
 
+import io
 from pathlib import Path
 
 import duckdb
 import pytest
 from sae_lens import SAE
 
+from pipeline.config import load_study
+from pipeline.study import run_study
 from tests.pipeline.studies_for_tests import run, toy_study
 from tests.pipeline.toy import save_toy_model, toy_gpt2
 
@@ -121,3 +124,21 @@ def test_differences_have_an_interval_over_seeds(database: Path) -> None:
            WHERE metric = 'fvu' AND name = 'small' AND status = 'ok'""",
     )
     assert rows == [(2, 4, True)] * 4
+
+
+def test_what_has_no_chance_in_it_is_made_once_and_has_no_interval_over_seeds(tmp_path: Path) -> None:
+    saes = [{"d_sae": 64, "k": 4, "batch_tokens": 256}, {"architecture": "pca", "k": 4}]
+    study = toy_study(
+        tmp_path, sae=None, saes=saes, sae_seeds=2, layers=[2], variants=["trained", "rerandomized_incl_embeddings"]
+    )
+    database = run_study(load_study(study), tmp_path / "runs", io.StringIO())
+    counts = query(database, "SELECT name, count(*), max(sae_seed) FROM saes GROUP BY ALL ORDER BY ALL")
+    assert counts == [("pca", 2, 0), ("topk", 4, 1)]
+    assert query(database, "SELECT planned_saes, complete FROM study") == [(6, True)]
+    found = query(database, "SELECT name, status, reason FROM differences WHERE metric = 'fvu' ORDER BY name")
+    assert found == [("pca", "not_applicable", "one seed on a side: no interval"), ("topk", "ok", "")]
+    stable = query(
+        database,
+        "SELECT name, status FROM sae_metrics JOIN saes USING (sae) WHERE metric = 'seed_stability' GROUP BY ALL",
+    )
+    assert set(stable) == {("pca", "not_applicable"), ("topk", "ok")}
