@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 
-from app import aggregates, charts, queries, svg, sweeps
+from app import aggregates, charts, queries, svg, sweeps, telling
 from app.axes import Setting, settings
 from app.charts import Curve, curve_of
 from app.db import Row
 from app.records import Metric, Sae, Variant
 from app.studies import Study
-from app.tables import Cell, Line, Table, Telling, is_score, tellings
+from app.tables import Cell, Line, Table, is_score
+from app.telling import Heatmap, Tellings
 
 DISTRIBUTIONS = (
     "density", "token_entropy", "top_token_share", "max_activation", "detection_auroc", "fuzzing_auroc",
@@ -20,6 +21,9 @@ DISTRIBUTIONS = (
 """Statistics whose whole distribution is shown."""
 MOST_LAYERS = 6
 """Layers of which distributions are shown: the first, the last, and some between."""
+
+MOST_COLUMNS = 18
+"""Columns of a heatmap that a sheet of paper has room for."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,14 @@ class Group:
         return len({sae.sae_seed for sae in self.saes})
 
     @cached_property
-    def tells(self) -> list[tuple[Variant, list[Telling]]]:
+    def tells(self) -> Tellings:
         """Which statistic can tell, by random variant."""
-        return tellings(self.study, _pooled_tells(queries.tells(self.study.reader, self.numbers)))
+        return telling.tellings(self.study, _pooled_tells(queries.tells(self.study.reader, self.numbers)))
+
+    @cached_property
+    def heatmap(self) -> Heatmap | None:
+        """The same at a glance, where there are many random variants."""
+        return telling.heatmap(self.tells, self.layers, MOST_COLUMNS)
 
     @cached_property
     def tell_plots(self) -> list[tuple[str, svg.Plot]]:
@@ -88,12 +97,12 @@ class Group:
         curves: dict[str, list[Curve]] = {}
         order: dict[str, float] = {}
         for variant, found in self.tells:
-            for telling in found:
-                rows = [(layer, rows[True]) for layer, rows in telling.layers.items() if True in rows]
+            for told in found:
+                rows = [(layer, rows[True]) for layer, rows in told.layers.items() if True in rows]
                 points = [{"x": x, "value": r["auroc"], "low": r["low"], "high": r["high"]} for x, r in rows]
-                curves.setdefault(telling.label, []).append(curve_of(variant, points))
-                best = 1.0 if telling.metric is None else telling.distance
-                order[telling.label] = max(order.get(telling.label, 0.0), best)
+                curves.setdefault(told.label, []).append(curve_of(variant, points))
+                best = 1.0 if told.metric is None else told.distance
+                order[told.label] = max(order.get(told.label, 0.0), best)
         labels = sorted(curves, key=lambda label: -order[label])
         return [(label, self._over_layers(_AUROC, curves[label], (0.0, 1.0), half=True)) for label in labels]
 

@@ -68,6 +68,13 @@ class CompareQuery(Ordered):
     show: Literal["top", "quantile", "non_activating"] = "top"
 
 
+class OverviewQuery(Query):
+    """The overview of a study with many random variants: the layer and the variant that are shown in full."""
+
+    layer: Number | None = None
+    variant: str | None = None
+
+
 class PlotQuery(Query):
     """The plots: the statistic whose distribution is drawn, and the two of the scatter plot."""
 

@@ -1,7 +1,7 @@
 """Tables of a study at one setting: what the overview and the report show, an SAE a cell."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -10,9 +10,6 @@ from app.charts import Curve, Range, curve_of, span
 from app.db import Row
 from app.records import Metric, Sae, Variant
 from app.studies import Study
-
-ALL_TOGETHER = "logistic_regression"
-"""The statistic of `tells` that is all of them at once."""
 
 
 @dataclass(frozen=True)
@@ -88,21 +85,6 @@ class Table:
         """The same turned round: a row a variant that is there, a cell a layer."""
         rows = [list(cells) for cells in zip(*(line.cells for line in self.lines), strict=True)]
         return [(cells[0].variant, cells) for cells in rows if any(c.value is not None or c.note for c in cells)]
-
-
-@dataclass(frozen=True)
-class Telling:
-    """A statistic against one random variant: by layer, the rows of `tells`, plain and matched on firing density."""
-
-    label: str
-    metric: Metric | None
-    layers: dict[int, dict[bool, Row]]
-
-    @property
-    def distance(self) -> float:
-        """How far its matched AUROC comes from one half at any layer."""
-        found = [rows[True]["auroc"] for rows in self.layers.values() if True in rows]
-        return max((abs(auroc - 0.5) for auroc in found if auroc is not None), default=0.0)
 
 
 def is_score(metric: Metric) -> bool:
@@ -192,19 +174,3 @@ def score_counts(study: Study) -> dict[int, dict[str, int]]:
     for row in aggregates.score_states(study.reader, study.numbers):
         counts.setdefault(row["sae"], {})[row["score_state"]] = row["latents"]
     return counts
-
-
-def tellings(study: Study, rows: Iterable[Row]) -> list[tuple[Variant, list[Telling]]]:
-    """By random variant, all statistics together first, then those that tell best; `rows` as from `queries.tells`."""
-    metrics = {metric.metric: metric for metric in study.statistics}
-    found: dict[str, dict[str, Telling]] = {}
-    for row in rows:
-        name = row["statistic"]
-        metric = metrics.get(name)
-        label = metric.label if metric else "all together, logistic regression"
-        telling = found.setdefault(row["variant"], {}).setdefault(name, Telling(label, metric, {}))
-        telling.layers.setdefault(row["layer"], {})[row["matched"]] = row
-    return [
-        (study.variant(variant), sorted(tellings.values(), key=lambda t: (t.metric is not None, -t.distance)))
-        for variant, tellings in found.items()
-    ]

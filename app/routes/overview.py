@@ -1,17 +1,21 @@
 """/s/STUDY: what the study is, every metric by variant and layer, and where it all came from."""
 
-from fastapi import APIRouter, Request
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from app import across, aggregates, queries, tables
+from app import across, aggregates, queries, tables, telling
+from app.errors import bad_request
 from app.render import page
-from app.studies import Studies
+from app.state import OverviewQuery, base_of, linker, study_path
+from app.studies import Studies, Study
 
 router = APIRouter()
 
 
 @router.get("/s/{study}", name="overview")
-def overview(request: Request, study: str) -> Response:
+def overview(request: Request, study: str, query: Annotated[OverviewQuery, Query()]) -> Response:
     """The overview of a study."""
     studies: Studies = request.app.state.studies
     with studies.open(study) as opened:
@@ -22,7 +26,7 @@ def overview(request: Request, study: str) -> Response:
             "scores": [t for t in found if tables.is_score(t.metric)],
             "statistics": [t for t in found if not tables.is_score(t.metric)],
             "tables": tables.metric_tables(opened),
-            "tells": tables.tellings(opened, queries.tells(opened.reader, opened.numbers)),
+            "link": linker(study_path(base_of(request), opened.name), query.model_dump()),
             "across": across.compared(beside) if len(beside) > 1 else [],
             "summaries": summaries,
             "score_counts": tables.score_counts(opened),
@@ -31,7 +35,26 @@ def overview(request: Request, study: str) -> Response:
             "timings": queries.timings(opened.reader, opened.setting.model if opened.setting else None, opened.numbers),
             "tensors": queries.tensors(opened.reader, opened.numbers),
         }
-        return page(request, "overview", context, opened)
+        return page(request, "overview", context | _tells(opened, query), opened)
+
+
+def _tells(study: Study, query: OverviewQuery) -> dict[str, Any]:
+    """Which statistic can tell: each random variant in full or, of many, all at a glance and the one that is asked for.
+
+    Raises a PageError for a layer or variant that is not there.
+    """
+    found = telling.tellings(study, queries.tells(study.reader, study.numbers))
+    layers, most = study.layers, telling.MOST_COLUMNS
+    if query.layer is not None:
+        layers = [layer for layer in layers if layer == query.layer]
+    glance = telling.heatmap(found, layers, most if len(layers) > 1 else None)
+    if glance is None:
+        return {"tells": found, "glance": None}
+    if not layers:
+        raise bad_request("layer", query.layer, study.layers)
+    shown = study.variant(query.variant) if query.variant is not None else None
+    chosen = [one for one in found if one[0] == shown]
+    return {"tells": found, "glance": glance, "chosen": chosen, "layer": query.layer, "asked": query.variant}
 
 
 @router.get("/s/{study}/tensors", name="tensors")

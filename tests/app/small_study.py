@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from pipeline.differences import difference_table
+from pipeline.measures.differences import difference_table
+from pipeline.measures.tell import tell_table
 from pipeline.store import metrics_of, statistics_of, write_study
-from pipeline.tell import tell_table
 
 Rows: TypeAlias = list[dict[str, Any]]
 
