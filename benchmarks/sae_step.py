@@ -15,8 +15,8 @@ from sae_lens.saes.topk_sae import TopKTrainingSAE
 
 from pipeline.config import SaeConfig
 from pipeline.hardware import describe, detect
-from pipeline.trained import Request
-from pipeline.training import new_sae, new_trainer
+from pipeline.saes.trained import Request
+from pipeline.saes.training import new_sae, new_trainer
 
 D_IN, STEPS = 576, 15
 

@@ -126,7 +126,7 @@ def _plan(options: argparse.Namespace) -> None:
     study = load_study(_study_file(options.study), tuple(options.set))
     _need_pipeline()
     _quieten()
-    from pipeline.plan import describe
+    from pipeline.plan.describe import describe
 
     _say(describe(study, tuple(options.gpu)))
 
@@ -221,13 +221,13 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _variants() -> list[tuple[str, str]]:
-    from pipeline.variants import VARIANTS
+    from pipeline.variants.make import VARIANTS
 
     return [(row.name, row.description) for row in VARIANTS.values()]
 
 
 def _metrics() -> list[tuple[str, str]]:
-    from pipeline.metrics import METRICS
+    from pipeline.measures.metrics import METRICS
 
     return [(row.name, f"{row.label}, of the {row.level}. {row.description}") for row in METRICS]
 
@@ -240,7 +240,7 @@ def _scorers() -> list[tuple[str, str]]:
 
 
 def _architectures() -> list[tuple[str, str]]:
-    from pipeline.sae import ARCHITECTURES
+    from pipeline.saes.architectures import ARCHITECTURES
 
     return [(row.name, row.description) for row in ARCHITECTURES.values()]
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from pipeline.config import Hook
 from pipeline.hardware import Compute
-from pipeline.hooks import hook_module, value_of
+from pipeline.models.hooks import hook_module, value_of
 from pipeline.progress import Advance
 from pipeline.seeds import torch_generator
-from pipeline.variants import VariantModel
+from pipeline.variants.make import VariantModel
 
 SEQUENCES_IN_FILE = 64
 SEQUENCES_IN_BATCH = 8

@@ -14,15 +14,15 @@ import yaml
 from pipeline.artefacts import Artefacts, timing
 from pipeline.autointerp import SCORERS, needs_sample
 from pipeline.config import Study, hook_name
-from pipeline.differences import difference_table
-from pipeline.metrics import METRICS, Metric, metrics_table, sae_metrics_table
+from pipeline.measures.differences import difference_table
+from pipeline.measures.metrics import METRICS, Metric, metrics_table, sae_metrics_table
+from pipeline.measures.tell import tell_table
 from pipeline.progress import Advance, Progress
-from pipeline.sae import seeds_of
 from pipeline.sae_stages import SaeRun
+from pipeline.saes.architectures import seeds_of
 from pipeline.stages import Context, VariantRun, draws
 from pipeline.store import Derived, Part, Source, metrics_of, statistics_of, write_study
-from pipeline.tell import tell_table
-from pipeline.variants import find_variant
+from pipeline.variants.make import find_variant
 
 PARTS = ("latents", "contexts", "histograms", "logit_effects")
 """Tables that the collecting stage leaves, a Parquet file each."""

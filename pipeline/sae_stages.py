@@ -12,15 +12,18 @@ import pyarrow.parquet as pq
 import torch
 from sae_lens import SAE
 
-from pipeline import activations, autointerp, codes, collect, losses, match, sae
+from pipeline import activations, autointerp
 from pipeline.artefacts import digest, file_sha256, timing
 from pipeline.config import Hook, SaeConfig, hook_name
-from pipeline.logits import final_gain, logit_effects
-from pipeline.metrics import ReconstructionSums, densities, sae_metrics_table, sparsity, token_identity_r2
-from pipeline.pretrained import contents
+from pipeline.latents import codes, collect, match
+from pipeline.latents.logits import final_gain, logit_effects
+from pipeline.measures import losses
+from pipeline.measures.metrics import ReconstructionSums, densities, sae_metrics_table, sparsity, token_identity_r2
+from pipeline.saes import architectures
+from pipeline.saes.pretrained import contents
+from pipeline.saes.trained import Further
 from pipeline.seeds import derive_seed, torch_generator
 from pipeline.stages import Context, VariantRun, named
-from pipeline.trained import Further
 
 UNANSWERED = "unanswered"
 """A file that tells that the language model did not answer some prompts."""
@@ -58,7 +61,7 @@ class SaeRun:
             yield self.hook
         if len(study.saes) > 1:
             yield self.config.label
-        if sae.seeds_of(study, self.config) > 1:
+        if architectures.seeds_of(study, self.config) > 1:
             yield f"seed {self.sae_seed + 1}"
 
     def beside(self, other: "SaeRun") -> bool:
@@ -98,7 +101,9 @@ class SaeRun:
                 "lineup_variant": self.variant.name,
             }
             with self.context.progress.stage("train", f"{self.label} · training the SAE") as advance:
-                trained = sae.train(values, self.config, info, self.seed, self.context.compute, advance, further)
+                trained = architectures.train(
+                    values, self.config, info, self.seed, self.context.compute, advance, further
+                )
             facts = trained.save(folder) | {"sha256": file_sha256(folder / "sae_weights.safetensors")}
             facts["forward"] = timing(self.variant.forward())  # whose own folder is deleted when the variant is done
             facts |= noted
@@ -278,7 +283,7 @@ def saes_of(variant: VariantRun) -> Iterator["SaeRun"]:
     """The SAEs of a variant's hook points, in the order in which they are trained and numbered."""
     study = variant.context.study
     for config in study.saes:
-        for seed in range(sae.seeds_of(study, config)):
+        for seed in range(architectures.seeds_of(study, config)):
             for hook in study.hooks:
                 yield from (SaeRun(variant, hook, layer, config, seed) for layer in variant.context.layers)
 

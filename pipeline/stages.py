@@ -14,12 +14,12 @@ from pipeline import activations
 from pipeline.artefacts import Artefacts
 from pipeline.autointerp import Tools
 from pipeline.config import ModelConfig, Study
-from pipeline.corpus import Corpus
 from pipeline.hardware import Compute
-from pipeline.models import LoadedModel, ModelInfo, load_revision
+from pipeline.models.load import LoadedModel, ModelInfo, load_revision
 from pipeline.progress import Progress
 from pipeline.seeds import derive_seed
-from pipeline.variants import VariantModel, find_variant, make_variant, tensor_table
+from pipeline.text.corpus import Corpus
+from pipeline.variants.make import VariantModel, find_variant, make_variant, tensor_table
 
 
 @dataclass

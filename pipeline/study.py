@@ -20,15 +20,15 @@ from typing import Any, TextIO
 from pipeline import autointerp, hardware
 from pipeline.artefacts import Artefacts, digest
 from pipeline.config import ModelConfig, Study, layers_of
-from pipeline.corpus import Corpus, build_corpus
 from pipeline.errors import LineupError
-from pipeline.hooks import check_hooks
-from pipeline.models import LoadedModel, check_layers, load_model, vocabulary
+from pipeline.models.hooks import check_hooks
+from pipeline.models.load import LoadedModel, check_layers, load_model, vocabulary
 from pipeline.progress import Progress
 from pipeline.publish import Finished, publish
 from pipeline.sae_stages import SaeRun, measure_losses, saes_of
 from pipeline.stages import Context, VariantRun, draws
-from pipeline.variants import find_variant
+from pipeline.text.corpus import Corpus, build_corpus
+from pipeline.variants.make import find_variant
 
 PACKAGES = ("latent-lineup", "duckdb", "numpy", "sae-lens", "scipy", "torch", "transformer-lens", "transformers")
 """Packages whose version may change a number; and, in a study that uses it, the sentence embedder."""

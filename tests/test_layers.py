@@ -12,26 +12,22 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     {"errors", "seeds"},
     {"config", "hardware", "store", "rater"},
-    {"artefacts", "progress", "wikipedia", "machines"},
-    {"documents", "gguf_models", "hooks"},
-    {"models", "corpus"},
-    {"shapes", "anatomy", "randomise", "noise", "variant_rows"},
-    {"initialise"},
-    {"variants", "metrics"},
+    {"artefacts", "progress"},
+    {"text"},
+    {"models"},
+    {"variants"},
     {"activations"},
-    {"trained", "sparse_topk", "codes", "losses", "logits", "collect", "match", "tell", "differences"},
-    {"training"},
-    {"baselines", "pretrained"},
-    {"sae"},
+    {"saes"},
+    {"latents"},
+    {"measures"},
     {"autointerp"},
     {"stages"},
     {"sae_stages"},
     {"publish"},
-    {"study", "work", "forecast"},
-    {"plan"},
+    {"study", "plan"},
     {"__main__"},
 ]
-"""Modules of `pipeline` from the first to the last; each imports from earlier lines or its own."""
+"""Modules and folders of `pipeline` from the first to the last; each imports from earlier lines or its own."""
 
 
 def imported(path: Path, package: str) -> set[str]:

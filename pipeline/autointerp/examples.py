@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
-from pipeline.collect import (
+from pipeline.config import AutointerpConfig, CollectConfig
+from pipeline.latents.collect import (
     Firings,
     Ints,
     Windows,
@@ -18,7 +19,6 @@ from pipeline.collect import (
     rank_within,
     shuffle_within,
 )
-from pipeline.config import AutointerpConfig, CollectConfig
 from pipeline.seeds import numpy_generator
 
 

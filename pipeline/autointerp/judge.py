@@ -15,7 +15,7 @@ from pipeline.autointerp.questions import Asked
 from pipeline.autointerp.run import SCORES, scores_table
 from pipeline.autointerp.scorers import Rated, score
 from pipeline.autointerp.tables import LlmScorer
-from pipeline.collect import Ints
+from pipeline.latents.collect import Ints
 from pipeline.progress import Advance
 from pipeline.seeds import derive_seed, numpy_generator
 

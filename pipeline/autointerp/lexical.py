@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from pipeline.autointerp.examples import Examples
-from pipeline.collect import Ints, rank_within
+from pipeline.latents.collect import Ints, rank_within
 
 ORDERS = 3
 """Longest n-gram: a token and the two before it."""

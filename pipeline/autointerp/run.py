@@ -11,8 +11,8 @@ from pipeline.autointerp import lexical
 from pipeline.autointerp.examples import Split, draw
 from pipeline.autointerp.scorers import Scores, score
 from pipeline.autointerp.tables import SCORERS, LexicalScorer
-from pipeline.collect import Firings, Windows, nullable
 from pipeline.config import AutointerpConfig, CollectConfig
+from pipeline.latents.collect import Firings, Windows, nullable
 from pipeline.seeds import derive_seed
 
 

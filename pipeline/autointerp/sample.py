@@ -10,7 +10,6 @@ import pyarrow as pa
 from jaxtyping import Int
 from numpy.typing import NDArray
 
-from pipeline import collect as collecting
 from pipeline.autointerp import prompts
 from pipeline.autointerp.client import Client
 from pipeline.autointerp.embedding import Sentences, similarities
@@ -19,8 +18,9 @@ from pipeline.autointerp.judge import judged
 from pipeline.autointerp.run import SCORES, part_seed, scores_table
 from pipeline.autointerp.scorers import Rated, score
 from pipeline.autointerp.tables import SCORERS, LlmScorer
-from pipeline.collect import Firings, Ints
 from pipeline.config import AutointerpConfig, CollectConfig
+from pipeline.latents import collect as collecting
+from pipeline.latents.collect import Firings, Ints
 from pipeline.progress import Advance
 from pipeline.seeds import numpy_generator
 

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.initialise import SCHEMES
-from pipeline.models import LoadedModel, ModelInfo
-from pipeline.randomise import DISTRIBUTIONS
-from pipeline.variants import VARIANTS, VariantModel, make_variant
+from pipeline.models.load import LoadedModel, ModelInfo
+from pipeline.variants.initialise import SCHEMES
+from pipeline.variants.make import VARIANTS, VariantModel, make_variant
+from pipeline.variants.randomise import DISTRIBUTIONS
 from tests.pipeline.toy import toy_gemma, toy_gpt2, toy_llama, toy_mamba, toy_neox, toy_rwkv, toy_tokenizer
 
 Make = Callable[..., PreTrainedModel]

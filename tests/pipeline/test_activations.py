@@ -13,10 +13,10 @@ from pipeline import activations
 from pipeline.config import Hook, hook_name
 from pipeline.errors import LineupError
 from pipeline.hardware import Compute
-from pipeline.hooks import blocks, check_hooks
-from pipeline.logits import final_gain
-from pipeline.models import LoadedModel
-from pipeline.variants import make_variant
+from pipeline.latents.logits import final_gain
+from pipeline.models.hooks import blocks, check_hooks
+from pipeline.models.load import LoadedModel
+from pipeline.variants.make import make_variant
 from tests.pipeline.toy import bridge, toy_gemma, toy_gpt2, toy_llama, toy_loaded, toy_mamba, toy_neox, toy_rwkv
 
 CPU = Compute("cpu", bfloat16=False)

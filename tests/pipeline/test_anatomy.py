@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pipeline.anatomy import Anatomy, gain_offset, tensor_kinds
 from pipeline.errors import LineupError
+from pipeline.models.anatomy import Anatomy, gain_offset, tensor_kinds
 from tests.pipeline.made_variants import MODELS, Make
 from tests.pipeline.toy import toy_gemma, toy_gpt2, toy_llama, toy_mamba, toy_neox, toy_rwkv
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from pipeline import collect
 from pipeline.autointerp import check_scorers, explain_and_score, lexical, needs_llm, needs_sample
 from pipeline.autointerp.examples import Examples, draw
 from pipeline.autointerp.scorers import Rated, score
 from pipeline.config import AutointerpConfig, CollectConfig
 from pipeline.errors import LineupError
+from pipeline.latents import collect
 
 WINDOW, VOCABULARY = 16, 50
 COLLECT = CollectConfig(window=WINDOW, quantiles=5)

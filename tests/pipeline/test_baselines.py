@@ -7,11 +7,11 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from pipeline import codes
-from pipeline.baselines import principal_components
 from pipeline.errors import LineupError
-from pipeline.sae import train
-from pipeline.training import new_sae
+from pipeline.latents import codes
+from pipeline.saes.architectures import train
+from pipeline.saes.baselines import principal_components
+from pipeline.saes.training import new_sae
 from tests.pipeline.sae_inputs import CPU, activations, on_corpus, request, small, unexplained
 
 BASELINES = {"untrained": 64, "frozen_decoder": 64, "pca": 32, "neurons": 32}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from pipeline import collect
 from pipeline.config import CollectConfig
+from pipeline.latents import collect
 
 LENGTH, WINDOW = 16, 8
 CONFIG = CollectConfig(

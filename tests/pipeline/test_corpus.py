@@ -15,11 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import wikipedia
 from pipeline.config import CorpusConfig
-from pipeline.corpus import DOCUMENTS, MARGIN, Corpus, build_corpus
 from pipeline.errors import LineupError
 from pipeline.store import write_study
+from pipeline.text import wikipedia
+from pipeline.text.corpus import DOCUMENTS, MARGIN, Corpus, build_corpus
 from tests.pipeline.toy import toy_documents, toy_tokenizer, write_toy_corpus
 
 TOKENIZER = toy_tokenizer()

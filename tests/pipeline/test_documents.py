@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import CorpusConfig
-from pipeline.documents import SOURCES, Document, documents
 from pipeline.errors import LineupError
+from pipeline.text.documents import SOURCES, Document, documents
 from tests.pipeline.toy import toy_documents
 
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from pipeline.anatomy import Anatomy
-from pipeline.initialise import SCHEMES, fresh, matrix_of
+from pipeline.models.anatomy import Anatomy
 from pipeline.seeds import derive_seed
+from pipeline.variants.initialise import SCHEMES, fresh, matrix_of
 from tests.pipeline.made_variants import MODELS, Make, made, state
 from tests.pipeline.toy import toy_gpt2, toy_llama, toy_mamba, toy_neox
 

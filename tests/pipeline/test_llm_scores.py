@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 from scipy import sparse
 
-from pipeline import collect
 from pipeline.autointerp import Client, Sentences, estimate, explain_and_score, explain_and_score_sample, part_seed
 from pipeline.autointerp import prompts as words
 from pipeline.autointerp.examples import Examples, draw
@@ -20,6 +19,7 @@ from pipeline.autointerp.judge import ONE_POINT
 from pipeline.autointerp.questions import ask_fuzzing, ask_fuzzing_hard
 from pipeline.autointerp.sample import Tools, sample_latents, split_again
 from pipeline.config import AutointerpConfig, CollectConfig, LlmConfig
+from pipeline.latents import collect
 from tests.pipeline.llm_server import Behaviour, Model, excerpts, good, running, says, status
 
 WINDOW, VOCABULARY, SEED = 16, 50, 11

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import losses
 from pipeline.config import Hook, hook_name
-from pipeline.losses import loss_metrics
-from pipeline.metrics import Losses, ce_loss_recovered, kl_recovered
-from pipeline.models import LoadedModel
-from pipeline.variants import make_variant
+from pipeline.measures import losses
+from pipeline.measures.losses import loss_metrics
+from pipeline.measures.metrics import Losses, ce_loss_recovered, kl_recovered
+from pipeline.models.load import LoadedModel
+from pipeline.variants.make import make_variant
 from tests.pipeline.test_activations import CPU, HOOKS, SEQUENCES
 from tests.pipeline.toy import bridge, toy_loaded
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from pipeline.match import ROWS, best_matches, correlations, largest_cosines, seed_stability
+from pipeline.latents.match import ROWS, best_matches, correlations, largest_cosines, seed_stability
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from pipeline.metrics import (
+from pipeline.measures.metrics import (
     METRICS,
     Losses,
     ReconstructionSums,

@@ -21,10 +21,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from pipeline import gguf_models, models
 from pipeline.config import ModelConfig, hook_name
 from pipeline.errors import LineupError
-from pipeline.models import check_layers, load_model, load_revision, vocabulary
+from pipeline.models import gguf as gguf_models
+from pipeline.models import load
+from pipeline.models.load import check_layers, load_model, load_revision, vocabulary
 from tests.pipeline.toy import (
     LLAMA,
     bridge,
@@ -288,8 +289,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
 
         return SimpleNamespace(from_pretrained=from_pretrained)
 
-    monkeypatch.setattr(models, "AutoModelForCausalLM", answer(local.model))
-    monkeypatch.setattr(models, "AutoTokenizer", answer(local.tokenizer))
+    monkeypatch.setattr(load, "AutoModelForCausalLM", answer(local.model))
+    monkeypatch.setattr(load, "AutoTokenizer", answer(local.tokenizer))
     return asked
 
 

@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import shapes
-from pipeline.codes import NONZERO
 from pipeline.config import ModelConfig, SaeConfig, Study, load_study
 from pipeline.errors import LineupError
-from pipeline.forecast import BYTES_A_SECOND, Plan, plan
 from pipeline.hardware import Compute
-from pipeline.machines import Machine, gpu_machine
-from pipeline.models import ModelInfo
-from pipeline.plan import describe, duration, render
-from pipeline.sae import ARCHITECTURES
-from pipeline.shapes import Shape, shape_of
-from pipeline.trained import Request
-from pipeline.variants import find_variant
-from pipeline.work import Work
+from pipeline.latents.codes import NONZERO
+from pipeline.models import shapes
+from pipeline.models.load import ModelInfo
+from pipeline.models.shapes import Shape, shape_of
+from pipeline.plan.describe import describe, duration, render
+from pipeline.plan.forecast import BYTES_A_SECOND, Plan, plan
+from pipeline.plan.machines import Machine, gpu_machine
+from pipeline.plan.work import Work
+from pipeline.saes.architectures import ARCHITECTURES
+from pipeline.saes.trained import Request
+from pipeline.variants.make import find_variant
 from tests.pipeline.toy import toy_llama
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.artefacts import Artefacts
 from pipeline.config import Study
-from pipeline.metrics import METRICS
+from pipeline.measures.metrics import METRICS
 from pipeline.publish import FEWEST_SECONDS, MOST_SECONDS, Finished, wanted
 
 

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.anatomy import Anatomy
 from pipeline.errors import LineupError
-from pipeline.randomise import (
+from pipeline.models.anatomy import Anatomy
+from pipeline.seeds import torch_generator
+from pipeline.variants.randomise import (
     DISTRIBUTIONS,
     WeightTensor,
     moments,
@@ -16,7 +17,6 @@ from pipeline.randomise import (
     semi_orthogonal,
     spectrum_preserving,
 )
-from pipeline.seeds import torch_generator
 from tests.pipeline.made_variants import MODELS, TRANSFORMERS, Make, kept, made
 from tests.pipeline.toy import toy_gemma, toy_gpt2, toy_llama, toy_mamba, toy_neox, toy_rwkv
 

@@ -11,14 +11,15 @@ from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 
-from pipeline import codes, training
 from pipeline.config import Architecture as Name
 from pipeline.config import SaeConfig
 from pipeline.errors import LineupError
-from pipeline.sae import ARCHITECTURES, train
-from pipeline.sparse_topk import SparseTopKTrainingSAE
-from pipeline.trained import Further, Request, Trained, normalisation
-from pipeline.training import batches, folded, new_sae, new_trainer
+from pipeline.latents import codes
+from pipeline.saes import training
+from pipeline.saes.architectures import ARCHITECTURES, train
+from pipeline.saes.sparse_topk import SparseTopKTrainingSAE
+from pipeline.saes.trained import Further, Request, Trained, normalisation
+from pipeline.saes.training import batches, folded, new_sae, new_trainer
 from tests.pipeline.sae_inputs import CPU, activations, on_corpus, request, small, unexplained
 
 TRAINED = ("topk", "batchtopk", "jumprelu", "standard", "gated", "matryoshka_batchtopk")

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import shapes
 from pipeline.config import ModelConfig
 from pipeline.errors import LineupError
-from pipeline.machines import GPUS, gpu_machine, this_machine
-from pipeline.shapes import shape_of
+from pipeline.models import shapes
+from pipeline.models.shapes import shape_of
+from pipeline.plan.machines import GPUS, gpu_machine, this_machine
 from tests.pipeline.toy import save_toy_model, toy_llama
 
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.anatomy import Anatomy, tensor_kinds
 from pipeline.errors import LineupError
-from pipeline.hooks import value_of
-from pipeline.noise import matched
-from pipeline.randomise import moments
+from pipeline.models.anatomy import Anatomy, tensor_kinds
+from pipeline.models.hooks import value_of
 from pipeline.seeds import torch_generator
 from pipeline.store import write_study
-from pipeline.variants import VARIANTS, find_variant, make_variant, tensor_table
+from pipeline.variants.make import VARIANTS, find_variant, make_variant, tensor_table
+from pipeline.variants.noise import matched
+from pipeline.variants.randomise import moments
 from tests.pipeline.made_variants import MODELS, NAMES, REDRAWN, Make, in_memory, kept, made, state
 from tests.pipeline.toy import bridge, toy_gemma, toy_gpt2, toy_llama, toy_loaded, toy_neox
 

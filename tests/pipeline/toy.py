@@ -27,8 +27,8 @@ from transformers import (
 )
 
 from pipeline.config import ModelConfig
-from pipeline.gguf_models import quiet
-from pipeline.models import LoadedModel, load_model
+from pipeline.models.gguf import quiet
+from pipeline.models.load import LoadedModel, load_model
 
 END = "<|endoftext|>"
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import Study
-from pipeline.forecast import ANSWER_SECONDS, BYTES_A_SECOND, Line, Plan, plan
-from pipeline.machines import Machine, gpu_machine, this_machine
-from pipeline.shapes import Shape, shape_of
+from pipeline.models.shapes import Shape, shape_of
+from pipeline.plan.forecast import ANSWER_SECONDS, BYTES_A_SECOND, Line, Plan, plan
+from pipeline.plan.machines import Machine, gpu_machine, this_machine
 
 
 def describe(study: Study, gpus: Sequence[str] = (), folder: Path = Path()) -> str:

@@ -8,9 +8,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, GPT
 
 from pipeline.config import ModelConfig
 from pipeline.errors import LineupError
-from pipeline.gguf_models import quiet
-from pipeline.hooks import blocks
-from pipeline.models import ModelInfo, info_of
+from pipeline.models.gguf import quiet
+from pipeline.models.hooks import blocks
+from pipeline.models.load import ModelInfo, info_of
 
 
 class Shape(NamedTuple):

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from pipeline.errors import LineupError
-from pipeline.hooks import blocks
+from pipeline.models.hooks import blocks
 
 Kind: TypeAlias = Literal["embedding", "norm", "weight", "bias"]
 End: TypeAlias = Literal["token", "position", "unembedding"]

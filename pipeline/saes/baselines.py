@@ -5,8 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.errors import LineupError
-from pipeline.trained import CHUNK, Request, Trained, mean, topk_sae
-from pipeline.training import fit, folded, new_sae
+from pipeline.saes.trained import CHUNK, Request, Trained, mean, topk_sae
+from pipeline.saes.training import fit, folded, new_sae
 
 
 def untrained(request: Request) -> Trained:

@@ -12,9 +12,9 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import wikipedia
 from pipeline.config import CorpusConfig
 from pipeline.errors import LineupError
+from pipeline.text import wikipedia
 
 Document = tuple[str, str]
 """Title and text."""

@@ -19,9 +19,9 @@ from torch import Tensor
 from pipeline.config import SaeConfig
 from pipeline.errors import LineupError
 from pipeline.hardware import Compute
+from pipeline.saes.sparse_topk import SparseTopKTrainingSAE
+from pipeline.saes.trained import Request, Trained, mean
 from pipeline.seeds import derive_seed, torch_generator
-from pipeline.sparse_topk import SparseTopKTrainingSAE
-from pipeline.trained import Request, Trained, mean
 
 OURS = {
     "d_in", "d_sae", "k", "aux_loss_coefficient", "dtype", "device", "metadata", "reshape_activations",

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.anatomy import Anatomy, Kind
 from pipeline.errors import LineupError
+from pipeline.models.anatomy import Anatomy, Kind
 
 TRUNCATED_STD = 0.8796256610342398
 """Standard deviation of N(0, 1) cut off at -2 and 2: sqrt(1 - 4 phi(2) / (2 Phi(2) - 1))."""

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.baselines import frozen_decoder, neurons, pca, untrained
 from pipeline.config import SaeConfig, Study
 from pipeline.hardware import Compute
-from pipeline.pretrained import pretrained
 from pipeline.progress import Advance
-from pipeline.trained import Further, Make, Request, Trained
-from pipeline.training import train_saelens
+from pipeline.saes.baselines import frozen_decoder, neurons, pca, untrained
+from pipeline.saes.pretrained import pretrained
+from pipeline.saes.trained import Further, Make, Request, Trained
+from pipeline.saes.training import train_saelens
 
 
 class Architecture(NamedTuple):

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pipeline.autointerp.estimate import Estimate
-from pipeline.codes import NONZERO
 from pipeline.config import Study
-from pipeline.machines import Machine
-from pipeline.shapes import Shape
-from pipeline.work import STAGES, Amount, Work, disk, memory
+from pipeline.latents.codes import NONZERO
+from pipeline.models.shapes import Shape
+from pipeline.plan.machines import Machine
+from pipeline.plan.work import STAGES, Amount, Work, disk, memory
 
 BYTES_A_SECOND = 1e9
 """To and from files: an assumption, an ordinary SSD."""

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from pipeline.errors import LineupError
-from pipeline.noise import Moments
-from pipeline.randomise import Gain, Randomise
+from pipeline.variants.noise import Moments
+from pipeline.variants.randomise import Gain, Randomise
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import randomise
-from pipeline.anatomy import Anatomy, Kind
 from pipeline.errors import LineupError
-from pipeline.initialise import SCHEMES, fresh, initialise
-from pipeline.models import LoadedModel
-from pipeline.noise import EmbeddingNoise, matched, standard
-from pipeline.randomise import DISTRIBUTIONS, WeightTensor, moments
+from pipeline.models.anatomy import Anatomy, Kind
+from pipeline.models.load import LoadedModel
 from pipeline.seeds import derive_seed, torch_generator
-from pipeline.variant_rows import Family, Variant, layer_number, positive
+from pipeline.variants import randomise
+from pipeline.variants.initialise import SCHEMES, fresh, initialise
+from pipeline.variants.noise import EmbeddingNoise, matched, standard
+from pipeline.variants.randomise import DISTRIBUTIONS, WeightTensor, moments
+from pipeline.variants.rows import Family, Variant, layer_number, positive
 
 Norms: TypeAlias = Literal["keep", "resample"]
 Load: TypeAlias = Callable[[str], PreTrainedModel]

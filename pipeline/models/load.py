@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from pipeline.config import ModelConfig
 from pipeline.errors import LineupError
-from pipeline.gguf_models import converted, quiet
+from pipeline.models.gguf import converted, quiet
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.anatomy import Anatomy
-from pipeline.randomise import WeightTensor
+from pipeline.models.anatomy import Anatomy
+from pipeline.variants.randomise import WeightTensor
 
 
 def fresh(model: PreTrainedModel, seed: int) -> PreTrainedModel:

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.anatomy import is_norm
 from pipeline.hardware import Compute
+from pipeline.models.anatomy import is_norm
 
 EFFECTS = 25_000_000
 """Effects computed at once, latents times tokens of the vocabulary: 100 MB."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.artefacts import file_sha256
 from pipeline.errors import LineupError
-from pipeline.trained import Request, Trained, topk_sae
+from pipeline.saes.trained import Request, Trained, topk_sae
 
 READABLE = ("standard", "topk", "jumprelu", "gated")
 """SAELens' inference architectures that give sparse, non-negative activations of the same point they reconstruct."""

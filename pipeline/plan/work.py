@@ -12,11 +12,11 @@ from typing import NamedTuple
 from pipeline.activations import PIECE_TOKENS
 from pipeline.autointerp.estimate import Estimate, estimate
 from pipeline.config import ModelConfig, SaeConfig, Study, layers_of
-from pipeline.documents import find_source
-from pipeline.models import check_layers
-from pipeline.sae import seeds_of
-from pipeline.shapes import Shape
-from pipeline.variants import find_variant
+from pipeline.models.load import check_layers
+from pipeline.models.shapes import Shape
+from pipeline.saes.architectures import seeds_of
+from pipeline.text.documents import find_source
+from pipeline.variants.make import find_variant
 
 FLOAT = 4
 """Bytes of a float32."""

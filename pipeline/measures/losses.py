@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from pipeline.config import Hook
 from pipeline.hardware import Compute
-from pipeline.hooks import hook_module, value_of, with_value
-from pipeline.metrics import Losses, ce_loss_recovered, kl_recovered
+from pipeline.measures.metrics import Losses, ce_loss_recovered, kl_recovered
+from pipeline.models.hooks import hook_module, value_of, with_value
 from pipeline.progress import Advance
 from pipeline.seeds import derive_seed, torch_generator
-from pipeline.variants import VariantModel
+from pipeline.variants.make import VariantModel
 
 Replace: TypeAlias = Callable[[Float[Tensor, "batch position d_in"]], Float[Tensor, "batch position d_in"]]
 Point: TypeAlias = tuple[int, Hook]

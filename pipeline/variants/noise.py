@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pipeline.randomise import moments
+from pipeline.variants.randomise import moments
 
 Moments: TypeAlias = tuple[float, float]
 

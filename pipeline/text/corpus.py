@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import CorpusConfig
-from pipeline.documents import documents, find_source
 from pipeline.errors import LineupError
 from pipeline.seeds import numpy_generator
+from pipeline.text.documents import documents, find_source
 
 Sequences = NDArray[np.int32]
 """Token ids [sequence, position]."""

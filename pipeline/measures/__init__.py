@@ -1,0 +1,1 @@
+"""Numbers: the table of metrics with their formulas, losses, and what tells trained from random."""

@@ -1,0 +1,1 @@
+"""SAEs: the table of architectures, and how each is trained, made or read."""
