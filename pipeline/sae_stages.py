@@ -324,7 +324,7 @@ def measure_losses(saes: Sequence[SaeRun]) -> Path:
                 advance,
             )
         for (layer, hook), found in measured.items():
-            values = sae_metrics_table(*losses.loss_metrics(found, variant.variant.noise))
+            values = sae_metrics_table(*losses.loss_metrics(found, context.info.vocab_size, variant.variant.noise))
             pq.write_table(values, folder / f"{layer}.{hook}.parquet")
 
     return context.artefacts.make("losses", key, build)

@@ -100,7 +100,7 @@ def measure(
     return {point: Losses(*map(torch.cat, zip(*parts, strict=True))) for point, parts in found.items()}
 
 
-def loss_metrics(losses: Losses, sees_noise: bool) -> tuple[dict[str, float], dict[str, str]]:
+def loss_metrics(losses: Losses, vocab_size: int, sees_noise: bool) -> tuple[dict[str, float], dict[str, str]]:
     """What `sae_metrics_table` takes: values, and reasons where there is none.
 
     Cross-entropy is about the text, of which a variant that sees noise knows nothing. KL compares the model with
@@ -108,7 +108,7 @@ def loss_metrics(losses: Losses, sees_noise: bool) -> tuple[dict[str, float], di
     """
     names = ("ce_clean", "ce_sae", "ce_zero", "kl_sae", "kl_zero")
     values = {name: float(each.double().mean()) for name, each in zip(names, losses, strict=True)}
-    recovered = {"ce_loss_recovered": ce_loss_recovered(losses), "kl_recovered": kl_recovered(losses)}
+    recovered = {"ce_loss_recovered": ce_loss_recovered(losses, vocab_size), "kl_recovered": kl_recovered(losses)}
     if sees_noise:
         reason = "the variant sees noise in place of the text: its loss on the text means nothing"
         recovered["ce_loss_recovered"] = (None, reason)

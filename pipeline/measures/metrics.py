@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import log
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -37,7 +38,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("relative_reconstruction_bias", "sae", "Relative reconstruction bias", "", "E‖x̂‖² / E⟨x,x̂⟩ over held-out tokens (γ of Rajamanoharan et al. 2024, arXiv 2404.16014): 1 is unbiased, below it the reconstruction is too small. Not applicable where x̂ has no part in the direction of x.", None),
     Metric("redundancy", "sae", "Redundancy", "", "Mean over all latents of the largest cosine of the decoder row to another one.", False, upper=1),
     Metric("seed_stability", "sae", "Seed stability", "", "Mean |cosine| of the decoder rows of two SAEs that differ in their seed alone, alive latents only, matched one to one so as to make it largest (Hungarian algorithm; Paulo & Belrose 2025, arXiv 2501.16615); the mean over the other seeds. Chance gives more than zero, the more so the more latents there are.", True, lower=0, upper=1),
-    Metric("ce_loss_recovered", "sae", "CE loss recovered", "", "(CE zero − CE SAE) / (CE zero − CE clean). Not applicable where zeroing the activations does not clearly raise the loss (Student's t-test over sequences, one-sided, at the level of three standard errors), as in random models, or where the variant sees noise in place of the text.", True, upper=1),
+    Metric("ce_loss_recovered", "sae", "CE loss recovered", "", "(CE zero − CE SAE) / (CE zero − CE clean). Not applicable where the model predicts the text no better than a uniform guess, as random models do, where zeroing the activations does not clearly raise the loss (Student's t-test over sequences, one-sided, at the level of three standard errors), or where the variant sees noise in place of the text.", True, upper=1),
     Metric("ce_clean", "sae", "CE clean", "nats", "Mean next-token cross-entropy of the variant on held-out text.", None),
     Metric("ce_sae", "sae", "CE SAE", "nats", "The same with the hook point's activations replaced by the SAE's reconstruction.", None),
     Metric("ce_zero", "sae", "CE zero", "nats", "The same with the hook point's activations replaced by zeros.", None),
@@ -172,8 +173,18 @@ CLEAR = 0.99865
 """How sure it has to be that zeroing does harm: what three standard errors of a normal mean are, on one side."""
 
 
-def ce_loss_recovered(losses: Losses) -> tuple[float | None, str]:
-    """(CE zero − CE SAE) / (CE zero − CE clean), or None with the reason why the ratio means nothing."""
+def ce_loss_recovered(losses: Losses, vocab_size: int) -> tuple[float | None, str]:
+    """(CE zero − CE SAE) / (CE zero − CE clean), or None with the reason why the ratio means nothing.
+
+    A model that is worse than a uniform guess knows nothing of the text. Whether zeroing makes it worse still, is
+    chance, though the same chance on every text: another wrong token is what it predicts then.
+    """
+    clean, uniform = float(losses.clean.double().mean()), log(vocab_size)
+    if clean >= uniform:
+        return None, (
+            f"the model's own loss is {clean:.3g} nats, no better than a uniform guess among its {vocab_size:,} tokens"
+            f" ({uniform:.3g} nats): there is no loss to recover"
+        )
     harm = losses.zero - losses.clean
     clear, found = _clear(harm)
     if not clear:

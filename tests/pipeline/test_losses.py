@@ -146,7 +146,7 @@ def made(kl_sae: list[float], kl_zero: list[float]) -> Losses:
 
 def test_recovered_shares_by_hand() -> None:
     found = made([0.5, 0.5, 1.0, 0.0], [2.0, 1.9, 2.1, 2.0])
-    values, missing = loss_metrics(found, sees_noise=False)
+    values, missing = loss_metrics(found, 50, sees_noise=False)
     assert missing == {}
     assert values["kl_sae"] == pytest.approx(0.5)
     assert values["kl_zero"] == pytest.approx(2.0)
@@ -164,8 +164,8 @@ def test_nothing_is_recovered_where_zeroing_moves_nothing(kl_zero: list[float]) 
 
 def test_a_variant_that_sees_noise_has_kl_but_no_loss_on_the_text() -> None:
     found = made([0.5, 0.5, 1.0, 0.0], [2.0, 1.9, 2.1, 2.0])
-    values, missing = loss_metrics(found, sees_noise=True)
+    values, missing = loss_metrics(found, 50, sees_noise=True)
     assert "kl_recovered" in values
     assert "ce_loss_recovered" not in values
     assert "noise in place of the text" in missing["ce_loss_recovered"]
-    assert ce_loss_recovered(found)[0] is not None
+    assert ce_loss_recovered(found, 50)[0] is not None

@@ -27,6 +27,9 @@ def sums(x: torch.Tensor, x_hat: torch.Tensor, batch: int = 1_000) -> Reconstruc
     return found
 
 
+VOCABULARY = 49_152
+
+
 def losses(clean: torch.Tensor, sae: torch.Tensor, zero: torch.Tensor) -> Losses:
     """Cross-entropies, each [sequence, position]; the divergences left at nothing."""
     return Losses(clean, sae, zero, torch.zeros(clean.shape), torch.zeros(clean.shape))
@@ -118,20 +121,31 @@ def test_l1_is_the_same_in_all_units_and_raw_l1_in_all_units_of_the_latents(unit
 def test_ce_loss_recovered_of_a_case_worked_by_hand() -> None:
     clean, zero = torch.tensor([[2.0, 4.0], [3.0, 1.0]]), torch.tensor([[9.0, 11.0], [10.0, 8.0]])
     # harm 7 a token; the SAE costs 1.4 of it: (7 - 1.4) / 7
-    assert ce_loss_recovered(losses(clean, clean + 1.4, zero)) == (pytest.approx(0.8), "")
+    assert ce_loss_recovered(losses(clean, clean + 1.4, zero), VOCABULARY) == (pytest.approx(0.8), "")
 
 
 def test_ce_loss_recovered_is_not_applicable_where_zeroing_does_no_clear_harm() -> None:
     clean = torch.tensor([[2.0], [4.0], [3.0], [6.0]])
-    value, reason = ce_loss_recovered(losses(clean, clean, clean + torch.tensor([[1.0], [-1.0], [0.5], [-0.4]])))
+    value, reason = ce_loss_recovered(
+        losses(clean, clean, clean + torch.tensor([[1.0], [-1.0], [0.5], [-0.4]])), VOCABULARY
+    )
     assert value is None
     assert "no loss to recover" in reason
     assert "over 4 sequences" in reason
 
 
+def test_a_model_that_is_worse_than_a_uniform_guess_has_no_loss_to_recover_whatever_zeroing_does() -> None:
+    clean = torch.tensor([[26.0], [27.0], [25.0], [26.0]])
+    made = losses(clean, clean, clean + torch.tensor([[9.0], [9.1], [8.9], [9.0]]))
+    value, reason = ce_loss_recovered(made, VOCABULARY)
+    assert value is None
+    assert "26 nats, no better than a uniform guess among its 49,152 tokens (10.8 nats)" in reason
+    assert ce_loss_recovered(made, vocab_size=10**12)[0] is not None
+
+
 def test_one_sequence_cannot_show_that_zeroing_does_harm() -> None:
     clean = torch.tensor([[2.0, 4.0, 3.0, 2.0]])
-    value, reason = ce_loss_recovered(losses(clean, clean, clean + torch.tensor([[7.0, 7.1, 6.9, 7.0]])))
+    value, reason = ce_loss_recovered(losses(clean, clean, clean + torch.tensor([[7.0, 7.1, 6.9, 7.0]])), VOCABULARY)
     assert value is None
     assert "one sequence" in reason
 
@@ -144,7 +158,7 @@ def test_chance_rarely_passes_for_harm_though_the_tokens_of_a_text_are_alike() -
     for _ in range(2000):
         of_text, of_token = torch.randn(4, 1, generator=generator), torch.randn(4, 60, generator=generator)
         clean = torch.full((4, 60), 10.0)
-        passed += ce_loss_recovered(losses(clean, clean, clean + of_text + of_token))[0] is not None
+        passed += ce_loss_recovered(losses(clean, clean, clean + of_text + of_token), VOCABULARY)[0] is not None
     assert passed <= 9  # binomial(2000, .00135): more in one of 1,000 draws
 
 
