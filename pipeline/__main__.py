@@ -109,7 +109,7 @@ def _address(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from pipeline.config import load_study
+    from pipeline.study_file import load_study
 
     study = load_study(_study_file(options.study), tuple(options.set))
     _need_pipeline()
@@ -121,7 +121,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from pipeline.config import load_study
+    from pipeline.study_file import load_study
 
     study = load_study(_study_file(options.study), tuple(options.set))
     _need_pipeline()
@@ -192,8 +192,8 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _blind_new(options: argparse.Namespace) -> None:
-    from pipeline.config import changed
     from pipeline.rater import new_experiment
+    from pipeline.study_file import changed
 
     key = {"organiser_key": os.environ["LINEUP_ORGANISER_KEY"]} if os.environ.get("LINEUP_ORGANISER_KEY") else {}
     made = new_experiment(options.server, changed({"study": options.study}, tuple(options.set)) | key)

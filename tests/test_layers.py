@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     {"errors", "seeds"},
     {"config", "hardware", "store", "rater"},
-    {"artefacts", "progress"},
+    {"artefacts", "progress", "study_file"},
     {"text"},
     {"models"},
     {"variants"},
@@ -66,7 +66,7 @@ def test_only_the_command_line_imports_the_dashboard(path: Path) -> None:
     assert imported(path, "app") == ({"agreement"} if path.name == "tell.py" else set()) or path.name == "__main__.py"
 
 
-@pytest.mark.parametrize("module", ["app.main", "pipeline.__main__", "pipeline.config"])
+@pytest.mark.parametrize("module", ["app.main", "pipeline.__main__", "pipeline.study_file"])
 def test_a_base_install_is_enough_to_serve(module: str) -> None:
     heavy = ["torch", "pyarrow", "pandas", "scipy", "sae_lens", "transformer_lens", "transformers", "gensim"]
     code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ModelConfig, SaeConfig, Study, hook_name, layers_of, load_study
+from pipeline.config import ModelConfig, SaeConfig, Study, hook_name, layers_of
 from pipeline.errors import LineupError
+from pipeline.study_file import load_study
 
 STUDIES = Path(__file__).parents[2] / "studies"
 

@@ -7,9 +7,9 @@ import duckdb
 import pytest
 
 from pipeline import hardware
-from pipeline.config import load_study
 from pipeline.hardware import Compute
 from pipeline.study import run_study
+from pipeline.study_file import load_study
 from tests.pipeline.studies_for_tests import toy_study
 
 

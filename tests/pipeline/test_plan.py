@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.config import ModelConfig, SaeConfig, Study, load_study
+from pipeline.config import ModelConfig, SaeConfig, Study
 from pipeline.errors import LineupError
 from pipeline.hardware import Compute
 from pipeline.latents.codes import NONZERO
@@ -22,6 +22,7 @@ from pipeline.plan.machines import Machine, gpu_machine
 from pipeline.plan.work import Work
 from pipeline.saes.architectures import ARCHITECTURES
 from pipeline.saes.trained import Request
+from pipeline.study_file import load_study
 from pipeline.variants.make import find_variant
 from tests.pipeline.toy import toy_llama
 

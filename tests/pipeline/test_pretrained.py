@@ -14,13 +14,13 @@ from sae_lens.loading import pretrained_sae_loaders
 from sae_lens.registry import get_sae_class
 from safetensors.torch import save_file
 
-from pipeline.config import load_study
 from pipeline.errors import LineupError
 from pipeline.latents import codes
 from pipeline.saes import pretrained
 from pipeline.saes.architectures import train
 from pipeline.saes.trained import Trained, normalisation
 from pipeline.study import run_study
+from pipeline.study_file import load_study
 from tests.pipeline.sae_inputs import CPU, activations, on_corpus, small
 from tests.pipeline.studies_for_tests import toy_study
 

@@ -7,8 +7,8 @@ import duckdb
 import pytest
 from sae_lens import SAE
 
-from pipeline.config import load_study
 from pipeline.study import run_study
+from pipeline.study_file import load_study
 from tests.pipeline.studies_for_tests import run, toy_study
 from tests.pipeline.toy import save_toy_model, toy_gpt2
 

@@ -9,8 +9,9 @@ from typing import Any
 import duckdb
 import pytest
 
-from pipeline.config import Study, load_study
+from pipeline.config import Study
 from pipeline.study import run_study
+from pipeline.study_file import load_study
 from tests.pipeline.llm_server import Behaviour, Model, good, running, status
 from tests.pipeline.studies_for_tests import toy_study
 

@@ -7,8 +7,8 @@ import duckdb
 import pytest
 
 from pipeline import activations
-from pipeline.config import load_study
 from pipeline.study import run_study
+from pipeline.study_file import load_study
 from tests.pipeline.studies_for_tests import toy_study
 from tests.pipeline.toy import write_toy_corpus
 
