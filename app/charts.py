@@ -113,12 +113,24 @@ def curve_of(variant: Variant, points: list[Row]) -> Curve:
 
 
 def by_layer(
-    metric: Metric, variants: Iterable[Variant], points: Mapping[str, list[Row]], span: Range, height: int = 190
+    metric: Metric,
+    variants: Iterable[Variant],
+    points: Mapping[str, list[Row]],
+    span: Range,
+    height: int = 190,
+    **layout: Any,
 ) -> Figure:
     """A metric over layers, a line a variant; `points` has rows of `x` (the layer), `value`, perhaps `low`, `high`."""
     layers = sorted({point["x"] for rows in points.values() for point in rows})
     lines = [curve_of(variant, points.get(variant.variant, [])) for variant in variants]
-    return curves(metric, lines, span, {"title": title("layer"), "tickvals": layers, "range": _padded(layers)}, height)
+    x = {"title": title("layer"), "tickvals": layers, "range": _padded(layers)}
+    return curves(metric, lines, span, x, height, **layout)
+
+
+def level(y: float) -> Figure:
+    """A shape: a dashed line across the plot."""
+    line = {"color": "var(--line-strong)", "width": 1, "dash": "dash"}
+    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line}
 
 
 def curves(metric: Metric, lines: Iterable[Curve], span: Range, x: Figure, height: int, **layout: Any) -> Figure:

@@ -98,13 +98,11 @@ class Group:
         order: dict[str, float] = {}
         for variant, found in self.tells:
             for told in found:
-                rows = [(layer, rows[True]) for layer, rows in told.layers.items() if True in rows]
-                points = [{"x": x, "value": r["auroc"], "low": r["low"], "high": r["high"]} for x, r in rows]
-                curves.setdefault(told.label, []).append(curve_of(variant, points))
+                curves.setdefault(told.label, []).append(curve_of(variant, told.points))
                 best = 1.0 if told.metric is None else told.distance
                 order[told.label] = max(order.get(told.label, 0.0), best)
         labels = sorted(curves, key=lambda label: -order[label])
-        return [(label, self._over_layers(_AUROC, curves[label], (0.0, 1.0), half=True)) for label in labels]
+        return [(label, self._over_layers(telling.AUROC, curves[label], (0.0, 1.0), half=True)) for label in labels]
 
     @cached_property
     def metrics(self) -> list[tuple[Table, svg.Plot]]:
@@ -210,12 +208,6 @@ class Group:
             curves = [curve_of(v, [{"x": at, "value": h} for at, h in enumerate(bins)]) for v, bins in own]
             plots.append((layer, svg.steps(f"{metric.label} at layer {layer}", curves, metric, edges, top)))
         return plots
-
-
-_AUROC = Metric(
-    metric="auroc", level="latent", position=0, label="AUROC", unit="", description="", higher_is_better=None,
-    scale="linear", lower=0.0, upper=1.0,
-)  # fmt: skip
 
 
 def groups_of(study: Study) -> list[Group]:

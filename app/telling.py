@@ -9,6 +9,11 @@ from app.db import Row
 from app.records import Metric, Variant
 from app.studies import Study
 
+AUROC = Metric(
+    metric="auroc", level="latent", position=0, label="AUROC", unit="", description="", higher_is_better=None,
+    scale="linear", lower=0.0, upper=1.0,
+)  # fmt: skip
+"""What a plot of `tells` has on its upright axis."""
 ALL_TOGETHER = "logistic_regression"
 """The statistic of `tells` that is all of them at once."""
 FEW = 3
@@ -36,6 +41,12 @@ class Telling:
         """How far its matched AUROC comes from one half at any layer."""
         found = [rows[True]["auroc"] for rows in self.layers.values() if True in rows]
         return max((abs(auroc - 0.5) for auroc in found if auroc is not None), default=0.0)
+
+    @property
+    def points(self) -> list[Row]:
+        """Of a line over layers: the matched AUROCs with their intervals."""
+        found = [(layer, rows[True]) for layer, rows in self.layers.items() if True in rows]
+        return [{"x": layer, "value": row["auroc"], "low": row["low"], "high": row["high"]} for layer, row in found]
 
     def seen(self, layer: int) -> "Seen":
         """What it sees at a layer."""

@@ -83,8 +83,8 @@ class Progress:
 
     def _line(self, text: str, end: str) -> None:
         clear = "\x1b[K" if self._terminal.isatty() else ""
-        elapsed = time.monotonic() - self._started
-        self._terminal.write(f"{clear}[{elapsed // 60:02.0f}:{elapsed % 60:02.0f}] {text}{end}")
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        self._terminal.write(f"{clear}[{minutes:02d}:{seconds:02d}] {text}{end}")
         self._terminal.flush()
 
     def _write(self) -> None:

@@ -147,9 +147,9 @@ def _scored(finished: Finished, name: str) -> list[Part]:
 
 def _losses(finished: Finished) -> list[Part]:
     return [
-        Part(folder / f"{sae.layer}.{sae.hook}.parquet", {"sae": finished.number(sae)})
-        for group, folder in finished.losses
-        for sae in group
+        Part(folder / f"{place}.parquet", {"sae": finished.number(sae)})
+        for saes, folder in finished.losses
+        for place, sae in enumerate(saes)
     ]
 
 

@@ -306,26 +306,28 @@ def _reconstruction(
 
 
 def measure_losses(saes: Sequence[SaeRun]) -> Path:
-    """Losses through SAEs of one variant, one a hook point: rows of `sae_metrics`, `<layer>.<hook>.parquet`."""
+    """Losses through the SAEs of one variant: rows of `sae_metrics`, a file an SAE by its place among them."""
     variant = saes[0].variant
     context, study = variant.context, variant.context.study
     key = {"saes": [run.sae_key for run in saes], "tokens": study.evaluate_ce_tokens}
 
     def build(folder: Path) -> None:
-        loaded = {(run.layer, run.hook): (SAE.load_from_disk(run.train()), run.facts()["limit"]) for run in saes}
+        placed = [
+            losses.Placed((run.layer, run.hook), SAE.load_from_disk(run.train()), run.facts()["limit"]) for run in saes
+        ]
         with context.progress.stage("losses", f"{variant.label} · losses through the SAEs", "passes") as advance:
             measured = losses.measure(
                 variant.model,
                 _loss_sequences(context),
-                loaded,
+                placed,
                 study.corpus.drop_positions,
                 variant.seed,
                 context.compute,
                 advance,
             )
-        for (layer, hook), found in measured.items():
-            values = sae_metrics_table(*losses.loss_metrics(found, context.info.vocab_size, variant.variant.noise))
-            pq.write_table(values, folder / f"{layer}.{hook}.parquet")
+        for place, found in enumerate(measured):
+            values = losses.loss_metrics(found, context.info.vocab_size, variant.variant.noise)
+            pq.write_table(sae_metrics_table(*values), folder / f"{place}.parquet")
 
     return context.artefacts.make("losses", key, build)
 

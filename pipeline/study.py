@@ -112,8 +112,7 @@ def _run_variant(variant: VariantRun, finished: Finished, database: Path) -> Non
         _run_sae(sae)
         finished.saes.append(sae)
         publish(finished, variant.context.progress, database)
-    for group in _one_a_hook_point(own):
-        finished.losses.append((group, measure_losses(group)))
+    finished.losses.append((own, measure_losses(own)))
     for one, other in _beside(own, earlier, finished.study.collect.match):
         finished.matches.append((one, other, one.matches(other)))
     for one, other in itertools.combinations(own, 2):
@@ -136,12 +135,6 @@ def _beside(own: list[SaeRun], earlier: list[SaeRun], which: str) -> Iterator[tu
     for sae, other in itertools.product(own, earlier):
         if sae.beside(other) and (which == "all" or other.variant.variant.is_trained):
             yield sae, other
-
-
-def _one_a_hook_point(saes: list[SaeRun]) -> Iterator[list[SaeRun]]:
-    """SAEs of one configuration and seed together: the losses of all their hook points are measured in one go."""
-    for _, group in itertools.groupby(saes, key=lambda sae: (sae.config.label, sae.sae_seed)):
-        yield list(group)
 
 
 def _prepare(finished: Finished, config: ModelConfig, progress: Progress, client: autointerp.Client | None) -> Context:

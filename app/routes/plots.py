@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from app import aggregates, charts, queries, sweeps, tables
+from app import aggregates, charts, queries, sweeps, tables, telling
 from app.charts import Figure
 from app.db import Row
 from app.records import Metric, Sae, Variant
@@ -36,6 +36,7 @@ def plots(request: Request, study: str, query: Annotated[PlotQuery, Query()]) ->
             "y": y,
             "over_layers": _over_layers(opened),
             "medians": _medians(opened, metric),
+            "tells": _tells(opened, metric),
             "distributions": _distributions(opened, metric),
             "scatters": _scatters(opened, x, y),
             "scatter_latents": SCATTER_LATENTS,
@@ -93,6 +94,17 @@ def _medians(study: Study, metric: Metric) -> Figure | None:
             points.setdefault(sae.variant, []).append(row)
     ends = charts.span(metric, [p[key] for line in points.values() for p in line for key in ("low", "high")])
     return charts.by_layer(metric, study.variants, points, ends, height=230) if points else None
+
+
+def _tells(study: Study, metric: Metric) -> Figure | None:
+    """How well the statistic tells trained latents from those of each random variant, by layer."""
+    found = telling.tellings(study, queries.tells(study.reader, study.numbers))
+    points = {variant.variant: told.points for variant, own in found for told in own if told.name == metric.metric}
+    points = {variant: rows for variant, rows in points.items() if any(row["value"] is not None for row in rows)}
+    if not points:
+        return None
+    half = charts.level(0.5)
+    return charts.by_layer(telling.AUROC, study.variants, points, (0.0, 1.0), height=230, shapes=[half])
 
 
 def _distributions(study: Study, metric: Metric) -> list[dict[str, Any]]:

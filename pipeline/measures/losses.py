@@ -1,8 +1,9 @@
 """What an SAE costs the model: held-out sequences come in, its losses with and without the SAE go out."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, TypeAlias
+from functools import cached_property
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -20,11 +21,23 @@ from pipeline.variants.make import VariantModel
 Replace: TypeAlias = Callable[[Float[Tensor, "batch position d_in"]], Float[Tensor, "batch position d_in"]]
 Point: TypeAlias = tuple[int, Hook]
 """Layer and hook."""
+Changed: TypeAlias = tuple[Tensor, Tensor]
+"""Cross-entropy, and KL(clean ‖ this) in nats, of a changed model: each [sequence, position]."""
 
 LOGITS = 2**25
 """Logits of a batch, which bounds the memory: three times 128 MB. One sequence at least, whatever its length."""
 ROWS = 64
 """Positions whose distributions are compared at once."""
+
+
+class Placed(NamedTuple):
+    """An SAE and where it goes."""
+
+    point: Point
+    sae: Any
+    """SAELens' SAE on raw activations, or another function."""
+    limit: float
+    """The norm from which a token is an outlier, the same for all SAEs of a hook point."""
 
 
 class _Batch:
@@ -37,12 +50,21 @@ class _Batch:
         self.seed = seed
         self.compute = compute
 
-    def logits(self) -> Float[Tensor, "row vocab"]:
-        """At the positions that the SAE sees, the last one excepted, which has no next token here."""
-        noise = self.variant.noise.active(torch_generator(self.seed)) if self.variant.noise else nullcontext()
-        with self.compute.autocast(), noise:
-            logits: Tensor = self.variant.model(self.tokens, use_cache=False).logits
-        return logits[:, self.drop_positions : -1].float().flatten(0, 1)
+    @cached_property
+    def clean(self) -> Float[Tensor, "row vocab"]:
+        """Log-probabilities of the model as it is, which this keeps."""
+        return self._logits().log_softmax(-1)
+
+    def changed(self, module: nn.Module, limit: float, replace: Replace) -> Changed:
+        """Of the model with something else in place of a module's output."""
+        with _replaced(module, replace, self.drop_positions, limit):
+            changed = self._logits()
+        for part in changed.split(ROWS):
+            part.copy_(part.log_softmax(-1))
+        pairs = zip(self.clean.split(ROWS), changed.split(ROWS), strict=True)
+        divergences = [functional.kl_div(q, p, reduction="none", log_target=True).sum(-1).cpu() for p, q in pairs]
+        losses = self.cross_entropy(changed)
+        return losses, torch.cat(divergences).view(losses.shape)
 
     def cross_entropy(self, log_probabilities: Float[Tensor, "row vocab"]) -> Float[Tensor, "sequence position"]:
         """Nats for predicting each token from the position before it."""
@@ -50,54 +72,48 @@ class _Batch:
         losses = functional.nll_loss(log_probabilities, targets.flatten(), reduction="none")
         return losses.view(targets.shape).cpu()
 
-    def against(self, clean: Float[Tensor, "row vocab"]) -> tuple[Tensor, Tensor]:
-        """Cross-entropy, and KL(clean ‖ this) in nats, of the model as it now is: each [sequence, position]."""
-        changed = self.logits()
-        for part in changed.split(ROWS):
-            part.copy_(part.log_softmax(-1))
-        pairs = zip(clean.split(ROWS), changed.split(ROWS), strict=True)
-        divergences = [functional.kl_div(q, p, reduction="none", log_target=True).sum(-1).cpu() for p, q in pairs]
-        losses = self.cross_entropy(changed)
-        return losses, torch.cat(divergences).view(losses.shape)
+    def _logits(self) -> Float[Tensor, "row vocab"]:
+        """At the positions that the SAE sees, the last one excepted, which has no next token here."""
+        noise = self.variant.noise.active(torch_generator(self.seed)) if self.variant.noise else nullcontext()
+        with self.compute.autocast(), noise:
+            logits: Tensor = self.variant.model(self.tokens, use_cache=False).logits
+        return logits[:, self.drop_positions : -1].float().flatten(0, 1)
 
 
 def measure(
     variant: VariantModel,
     sequences: Int[Tensor, "sequence position"],
-    saes: Mapping[Point, tuple[Any, float]],
+    saes: Sequence[Placed],
     drop_positions: int,
     seed: int,
     compute: Compute,
     advance: Advance,
-) -> dict[Point, Losses]:
-    """Losses for the SAE of each hook point, as (SAELens SAE on raw activations, norm that makes an outlier).
+) -> list[Losses]:
+    """Losses for each SAE, in order. The model runs once as it is, once with zeros at each hook point, once an SAE.
 
     The tokens that the SAE was spared in training (first positions, outliers) keep their own activations, through
     the SAE and with zeros alike. Where the variant sees noise, all runs see the same. `advance` counts forward passes.
     Raises LineupError when the model lacks a hook point.
     """
     variant.model.to(compute.device)
-    places = [
-        (point, hook_module(variant.model, *point), sae.to(compute.device), limit)
-        for point, (sae, limit) in saes.items()
-    ]
+    points = {placed.point: (hook_module(variant.model, *placed.point), placed.limit) for placed in saes}
+    ready = [placed.sae.to(compute.device) for placed in saes]
     per_sequence = sequences.shape[1] * variant.model.get_output_embeddings().weight.shape[0]
     batches = sequences.split(max(1, LOGITS // per_sequence))
-    passes = 1 + 2 * len(places)
-    found: dict[Point, list[Losses]] = {point: [] for point in saes}
+    passes = 1 + len(points) + len(saes)
+    found: list[list[Losses]] = [[] for _ in saes]
     for number, tokens in enumerate(batches):
         noise = derive_seed(seed, "noise", "losses", number)
         batch = _Batch(variant, tokens, drop_positions, noise, compute)
         with torch.inference_mode():
-            clean = batch.logits().log_softmax(-1)
-            for point, module, sae, limit in places:
-                with _replaced(module, sae, drop_positions, limit):
-                    ce_sae, kl_sae = batch.against(clean)
-                with _replaced(module, torch.zeros_like, drop_positions, limit):
-                    ce_zero, kl_zero = batch.against(clean)
-                found[point].append(Losses(batch.cross_entropy(clean), ce_sae, ce_zero, kl_sae, kl_zero))
+            own = batch.cross_entropy(batch.clean)
+            zeros = {point: batch.changed(*where, torch.zeros_like) for point, where in points.items()}
+            for placed, sae, parts in zip(saes, ready, found, strict=True):
+                ce_sae, kl_sae = batch.changed(*points[placed.point], sae)
+                ce_zero, kl_zero = zeros[placed.point]
+                parts.append(Losses(own, ce_sae, ce_zero, kl_sae, kl_zero))
         advance(passes * (number + 1), passes * len(batches))
-    return {point: Losses(*map(torch.cat, zip(*parts, strict=True))) for point, parts in found.items()}
+    return [Losses(*map(torch.cat, zip(*parts, strict=True))) for parts in found]
 
 
 def loss_metrics(losses: Losses, vocab_size: int, sees_noise: bool) -> tuple[dict[str, float], dict[str, str]]:

@@ -221,7 +221,8 @@ def _tables(work: Work) -> Amount:
 
 
 def _losses(work: Work) -> Amount:
-    passes = work.draws * sum(seeds_of(work.study, sae) for sae in work.study.saes) * (1 + 2 * work.points)
+    saes = work.points * sum(seeds_of(work.study, sae) for sae in work.study.saes)
+    passes = work.draws * (1 + work.points + saes)
     each = work.study.evaluate_ce_tokens * work.forward_flops(work.shape.info.n_layers, unembedding=True)
     return Amount(flops=passes * each)
 

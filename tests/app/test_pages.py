@@ -198,6 +198,19 @@ def test_both_sides_share_axes_and_by_default_the_colour_scale(client: TestClien
     assert {max(t.level for c in own[s].contexts for t in c.tokens) for s in ("left", "right")} == {10}
 
 
+def test_the_plot_of_what_a_statistic_can_tell_shows_the_rows_of_the_overview(client: TestClient) -> None:
+    for name in ("detection_auroc", "token_entropy"):
+        figure = client.get(f"/s/small/plots?metric={name}").context["tells"]
+        told = {
+            variant.label: {layer: rows[True]["auroc"] for layer, rows in telling.layers.items()}
+            for variant, found in client.get("/s/small").context["tells"]
+            for telling in found
+            if telling.name == name
+        }
+        assert {trace["name"]: dict(zip(trace["x"], trace["y"], strict=True)) for trace in figure["data"]} == told
+        assert figure["layout"]["shapes"][0]["y0"] == 0.5
+
+
 def test_plots_share_axes_between_layers_and_count_what_they_leave_out(client: TestClient) -> None:
     context = client.get("/s/small/plots?metric=detection_auroc").context
     ranges = {json.dumps(d["figure"]["layout"]["xaxis"]["range"]) for d in context["distributions"]}

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from pipeline.config import Hook, hook_name
 from pipeline.measures import losses
-from pipeline.measures.losses import loss_metrics
+from pipeline.measures.losses import Placed, loss_metrics
 from pipeline.measures.metrics import Losses, ce_loss_recovered, kl_recovered
 from pipeline.models.load import LoadedModel
 from pipeline.variants.make import make_variant
@@ -39,7 +39,7 @@ def measure(
 ) -> Losses:
     variant = make_variant(loaded, name, seed=0)
     sae: Any = Scaled(factor)
-    return losses.measure(variant, SEQUENCES[:6], {(0, hook): (sae, limit)}, 1, 0, CPU, lambda *_: None)[0, hook]
+    return losses.measure(variant, SEQUENCES[:6], [Placed((0, hook), sae, limit)], 1, 0, CPU, lambda *_: None)[0]
 
 
 @pytest.mark.parametrize("name", ["trained", "control"])
@@ -69,13 +69,13 @@ def test_spared_tokens_keep_their_activations(loaded: LoadedModel) -> None:
     first = losses.measure(
         make_variant(loaded, "trained", seed=0),
         SEQUENCES[:6],
-        {(0, "resid_post"): (Scaled(0.0), 1e9)},
+        [Placed((0, "resid_post"), Scaled(0.0), 1e9)],
         15,
         0,
         CPU,
         lambda *_: None,
     )
-    assert first[0, "resid_post"].zero.numel() == 0  # the one position that is not spared has no next token
+    assert first[0].zero.numel() == 0  # the one position that is not spared has no next token
 
 
 @pytest.mark.parametrize(("model", "hook"), [(model, hook) for model, hooks in HOOKS.items() for hook in hooks])
@@ -113,24 +113,24 @@ def test_noise_is_fresh_in_every_batch(loaded: LoadedModel, monkeypatch: pytest.
     monkeypatch.setattr(losses, "LOGITS", 1)
     variant = make_variant(loaded, "control", seed=0)
     twice = SEQUENCES[:1].repeat(2, 1)
-    found = losses.measure(variant, twice, {(0, "resid_post"): (Scaled(0.5), 1e9)}, 1, 0, CPU, lambda *_: None)
-    first, second = found[0, "resid_post"].clean.chunk(2)
+    placed = [Placed((0, "resid_post"), Scaled(0.5), 1e9)]
+    first, second = losses.measure(variant, twice, placed, 1, 0, CPU, lambda *_: None)[0].clean.chunk(2)
     assert not torch.allclose(first, second, atol=1e-3)
 
 
-def test_several_hook_points_are_measured_one_by_one(loaded: LoadedModel) -> None:
-    points: list[tuple[int, Hook]] = [(0, "mlp_out"), (0, "resid_post"), (2, "attn_out")]
+def test_several_saes_are_measured_one_by_one(loaded: LoadedModel) -> None:
+    """Two at one of the hook points."""
+    places: list[tuple[int, Hook, float]] = [(0, "mlp_out", 0.5), (0, "resid_post", 0.5), (0, "resid_post", 0.9)]
     variant = make_variant(loaded, "trained", seed=0)
     steps: list[tuple[int, int]] = []
-    together = losses.measure(
-        variant, SEQUENCES[:6], {point: (Scaled(0.5), 1e9) for point in points}, 1, 0, CPU,
-        lambda *step: steps.append(step),
-    )  # fmt: skip
-    assert list(together) == points
-    assert steps == [(7, 7)]
-    for hook in ("mlp_out", "resid_post"):
-        for one, other in zip(together[0, hook], measure(loaded, 0.5, hook=hook), strict=True):
+    placed = [Placed((layer, hook), Scaled(factor), 1e9) for layer, hook, factor in [*places, (2, "attn_out", 0.5)]]
+    together = losses.measure(variant, SEQUENCES[:6], placed, 1, 0, CPU, lambda *step: steps.append(step))
+    assert len(together) == 4
+    assert steps == [(1 + 3 + 4, 1 + 3 + 4)]
+    for found, (_, hook, factor) in zip(together[:3], places, strict=True):
+        for one, other in zip(found, measure(loaded, factor, hook=hook), strict=True):
             assert torch.allclose(one, other, atol=1e-4)
+    assert not torch.allclose(together[1].sae, together[2].sae, atol=1e-3)
     assert not any(module._forward_hooks for module in variant.model.modules())
 
 

@@ -35,6 +35,15 @@ def test_a_stage_tells_how_far_it_is_at_which_rate_and_how_long_it_takes(
     assert terminal.getvalue() == "[00:50] layer 1 · training: 50.0 s\n"
 
 
+def test_no_minute_has_sixty_seconds_on_the_terminal(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    terminal = io.StringIO()
+    with Progress(path, "demo", "", planned_saes=9, terminal=terminal).stage("train", "training"):
+        clock[0] += 179.7
+    assert terminal.getvalue() == "[02:59] training: 179.7 s\n"
+
+
 def test_the_time_left_follows_from_the_saes_that_this_run_made(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
