@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from app.db import Reader, Row
 from app.queries import listed, quoted
 
+OTHER_SCORES = ("balanced_accuracy", "f1", "auprc")
+"""Columns of `scores` beside the AUROC."""
+
 Place = tuple[str, int]
 """A variant and a layer."""
 
@@ -30,6 +33,28 @@ def score_states(reader: Reader, saes: Sequence[int]) -> list[Row]:
     return reader.rows(
         f"SELECT sae, score_state, count(*) AS latents FROM latents WHERE sae IN {listed(saes)}"
         " GROUP BY ALL ORDER BY ALL",
+        saes,
+    )
+
+
+def scores(reader: Reader, saes: Sequence[int]) -> list[Row]:
+    """By SAE, explainer and scorer: latents asked about, those with an AUROC, its median and means of all four scores.
+
+    `low` and `high` bound the median over latents with 95% confidence, whatever the distribution: the values of ranks
+    (n ± 1.96 √n) / 2, rounded outwards (Conover 1999, Practical Nonparametric Statistics, section 3.2).
+    """
+    return reader.rows(
+        f"""
+        WITH found AS (
+            SELECT sae, explainer, scorer, count(*) AS asked, count(auroc) AS latents, median(auroc) AS median,
+                   list(auroc ORDER BY auroc) FILTER (auroc IS NOT NULL) AS ranked, avg(auroc) AS auroc,
+                   {", ".join(f"avg({name}) FILTER (isfinite({name})) AS {name}" for name in OTHER_SCORES)}
+            FROM scores WHERE sae IN {listed(saes)} GROUP BY ALL)
+        SELECT sae, explainer, scorer, asked, latents, median, auroc, balanced_accuracy, f1, auprc,
+               ranked[greatest(1, floor((latents - 1.96 * sqrt(latents)) / 2)::INTEGER)] AS low,
+               ranked[least(latents, ceil(1 + (latents + 1.96 * sqrt(latents)) / 2)::INTEGER)] AS high
+        FROM found JOIN saes USING (sae) JOIN variants USING (variant) ORDER BY scorer, explainer, layer, position
+        """,
         saes,
     )
 

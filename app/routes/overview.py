@@ -30,6 +30,8 @@ def overview(request: Request, study: str, query: Annotated[OverviewQuery, Query
             "across": across.compared(beside) if len(beside) > 1 else [],
             "summaries": summaries,
             "score_counts": tables.score_counts(opened),
+            "all_scores": aggregates.scores(opened.reader, opened.numbers),
+            "by_number": {sae.sae: sae for sae in opened.saes},
             "models": queries.models(opened.reader),
             "provenance": queries.provenance(opened.reader),
             "timings": queries.timings(opened.reader, opened.setting.model if opened.setting else None, opened.numbers),
