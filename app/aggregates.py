@@ -50,7 +50,7 @@ def scores(reader: Reader, saes: Sequence[int]) -> list[Row]:
                    list(auroc ORDER BY auroc) FILTER (auroc IS NOT NULL) AS ranked, avg(auroc) AS auroc,
                    {", ".join(f"avg({name}) FILTER (isfinite({name})) AS {name}" for name in OTHER_SCORES)}
             FROM scores WHERE sae IN {listed(saes)} GROUP BY ALL)
-        SELECT sae, explainer, scorer, asked, latents, median, auroc, balanced_accuracy, f1, auprc,
+        SELECT found.* EXCLUDE (ranked),
                ranked[greatest(1, floor((latents - 1.96 * sqrt(latents)) / 2)::INTEGER)] AS low,
                ranked[least(latents, ceil(1 + (latents + 1.96 * sqrt(latents)) / 2)::INTEGER)] AS high
         FROM found JOIN saes USING (sae) JOIN variants USING (variant) ORDER BY scorer, explainer, layer, position

@@ -15,6 +15,9 @@ from pipeline.errors import LineupError
 
 TIMING = "timing.json"
 
+FORMATS = {"losses": 2}
+"""Stages whose files have changed since they were first made; a row counts up, so that no run takes an older one's."""
+
 
 @dataclass(frozen=True)
 class Artefacts:
@@ -27,7 +30,13 @@ class Artefacts:
 
     def path(self, stage: str, inputs: Any) -> Path:
         """Where the artefact of a stage with these inputs (anything JSON can hold) is, or will be."""
+        if stage in FORMATS:
+            inputs = {"format": FORMATS[stage], "inputs": inputs}
         return self.root / f"{stage}-{digest(inputs)}"
+
+    def remove(self, stage: str, inputs: Any) -> None:
+        """Delete the artefact, where there is one."""
+        shutil.rmtree(self.path(stage, inputs), ignore_errors=True)
 
     def make(self, stage: str, inputs: Any, build: Callable[[Path], int | None], *, keep_partial: bool = False) -> Path:
         """The folder that `build` fills: found if an earlier run finished it, otherwise made now.

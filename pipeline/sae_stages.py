@@ -1,7 +1,6 @@
 """The stages of one SAE, from its training to its matches: each leaves an artefact, named by what it depends on."""
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -246,9 +245,9 @@ class SaeRun:
 
     def ask_again(self) -> None:
         """Forget the sample's rows if an earlier run got no answer to some prompts: the others' answers are kept."""
-        folder = self.context.artefacts.path("sampled", self._sampled_key)
-        if (folder / UNANSWERED).exists():
-            shutil.rmtree(folder)
+        artefacts = self.context.artefacts
+        if (artefacts.path("sampled", self._sampled_key) / UNANSWERED).exists():
+            artefacts.remove("sampled", self._sampled_key)
 
     def stability(self, other: "SaeRun") -> Path:
         """Seed stability with an SAE that differs in the seed alone: `stability.json`, null where one is all dead."""

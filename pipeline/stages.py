@@ -1,6 +1,5 @@
 """The stages of models and variants: what a stage depends on is its artefact's key, what it makes is a folder."""
 
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -133,4 +132,4 @@ class VariantRun:
     def forget(self) -> None:
         """Free the memory of the model, and the disk space of the one artefact that is large and of no further use."""
         self.__dict__.pop("model", None)
-        shutil.rmtree(self.context.artefacts.path("activations", self.forward_key), ignore_errors=True)
+        self.context.artefacts.remove("activations", self.forward_key)

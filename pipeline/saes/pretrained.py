@@ -49,9 +49,9 @@ def pretrained(request: Request) -> Trained:
 
 def contents(source: str, layer: int) -> list[str]:
     """Hashes of the files that `sae.source` names, where they lie in a folder: another SAE may be put in its place."""
-    prefix, _, place = source.replace("{layer}", str(layer)).rpartition("folder:")
+    prefix, place = _parted(source.replace("{layer}", str(layer)))
     folder = Path(place).expanduser()
-    if prefix not in ("", "sparsify:") or not folder.is_dir():
+    if prefix not in ("folder", "sparsify:folder") or not folder.is_dir():
         return []  # a hub's, or an error that loading it will tell
     return [file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()]
 
@@ -62,13 +62,19 @@ def _layer(request: Request) -> str:
     return found[1] if found else "{layer}"
 
 
-def _load(source: str) -> Any:
+def _parted(source: str) -> tuple[str | None, str]:
+    """The row of `SOURCES` and what follows it; None for an unknown one."""
     prefix = next((prefix for prefix in SOURCES if source.startswith(prefix + ":")), None)
-    if prefix is None or source == prefix + ":":
+    return prefix, source.removeprefix(f"{prefix}:")
+
+
+def _load(source: str) -> Any:
+    prefix, place = _parted(source)
+    if prefix is None or not place:
         known = ", ".join(f"{name}:{what}" for name, (what, _) in SOURCES.items())
         raise LineupError(f"Unknown sae.source '{source}'. Known: {known}.")
     try:
-        return SOURCES[prefix][1](source.removeprefix(prefix + ":"))
+        return SOURCES[prefix][1](place)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise LineupError(

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import yaml
 
 from tests.pipeline.toy import save_toy_model, write_toy_corpus
@@ -30,6 +31,12 @@ def toy_study(folder: Path, **changes: object) -> Path:
     changed = {key: value for key, value in (study | changes).items() if value is not None}
     path.write_text(yaml.safe_dump(changed), encoding="utf-8")
     return path
+
+
+def query(database: Path, sql: str, *values: object) -> list[tuple]:
+    """All rows of a finished study's database."""
+    with duckdb.connect(str(database), read_only=True) as connection:
+        return connection.execute(sql, values).fetchall()
 
 
 def command(study: Path, runs: Path, *more: str) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from sae_lens import SAE
 from transformers import AutoModelForCausalLM
 
-from tests.pipeline.studies_for_tests import ROOT, command, run, toy_study
+from tests.pipeline.studies_for_tests import ROOT, command, query, run, toy_study
 
 TABLES = [
     *("study", "provenance", "models", "variants", "tensors", "articles", "sequences", "vocabulary", "metrics", "saes"),
@@ -31,11 +31,6 @@ TABLES = [
     ),
 ]
 """All tables but `timings`, which says how long this run took."""
-
-
-def query(database: Path, sql: str, *values: object) -> list[tuple]:
-    with duckdb.connect(str(database), read_only=True) as connection:
-        return connection.execute(sql, values).fetchall()
 
 
 def test_the_database_is_complete(finished: Path) -> None:

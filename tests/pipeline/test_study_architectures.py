@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import duckdb
 import pytest
 
-from tests.pipeline.studies_for_tests import run, toy_study
+from tests.pipeline.studies_for_tests import query, run, toy_study
 from tests.pipeline.toy import save_toy_model, toy_mamba, toy_rwkv
 
 SAES = [
@@ -31,11 +30,6 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcome = run(study, folder / "runs")
     assert outcome.returncode == 0, outcome.stderr
     return folder / "runs" / "toy.duckdb"
-
-
-def query(database: Path, sql: str) -> list[tuple]:
-    with duckdb.connect(str(database), read_only=True) as connection:
-        return connection.execute(sql).fetchall()
 
 
 def test_every_architecture_gets_every_variant_and_sae(database: Path) -> None:

@@ -3,13 +3,12 @@
 import io
 from pathlib import Path
 
-import duckdb
 import pytest
 from sae_lens import SAE
 
 from pipeline.study import run_study
 from pipeline.study_file import load_study
-from tests.pipeline.studies_for_tests import run, toy_study
+from tests.pipeline.studies_for_tests import query, run, toy_study
 from tests.pipeline.toy import save_toy_model, toy_gpt2
 
 
@@ -35,11 +34,6 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcome = run(study, folder / "runs")
     assert outcome.returncode == 0, outcome.stderr
     return folder / "runs" / "toy.duckdb"
-
-
-def query(database: Path, sql: str, *values: object) -> list[tuple]:
-    with duckdb.connect(str(database), read_only=True) as connection:
-        return connection.execute(sql, values).fetchall()
 
 
 def test_there_is_one_sae_for_every_setting_variant_and_layer(database: Path) -> None:

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 
 from pipeline.config import Study
 from pipeline.study import run_study
 from pipeline.study_file import load_study
 from tests.pipeline.llm_server import Behaviour, Model, good, running, status
-from tests.pipeline.studies_for_tests import toy_study
+from tests.pipeline.studies_for_tests import query, toy_study
 
 KEY = "sk-secret-of-this-test"
 
@@ -54,12 +53,12 @@ def sometimes(every: int, otherwise: Behaviour) -> Behaviour:
 
 
 def statuses(database: Path) -> dict[tuple[str, str], int]:
-    with duckdb.connect(str(database), read_only=True) as connection:
-        rows = connection.execute(
-            """SELECT 'explanation', status, count(*) FROM explanations WHERE explainer = 'llm' GROUP BY ALL
-               UNION ALL
-               SELECT scorer, status, count(*) FROM scores WHERE scorer LIKE 'llm%' GROUP BY ALL"""
-        ).fetchall()
+    rows = query(
+        database,
+        """SELECT 'explanation', status, count(*) FROM explanations WHERE explainer = 'llm' GROUP BY ALL
+           UNION ALL
+           SELECT scorer, status, count(*) FROM scores WHERE scorer LIKE 'llm%' GROUP BY ALL""",
+    )
     return {(what, how): count for what, how, count in rows}
 
 

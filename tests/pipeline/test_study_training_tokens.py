@@ -3,13 +3,12 @@
 import io
 from pathlib import Path
 
-import duckdb
 import pytest
 
 from pipeline import activations
 from pipeline.study import run_study
 from pipeline.study_file import load_study
-from tests.pipeline.studies_for_tests import toy_study
+from tests.pipeline.studies_for_tests import query, toy_study
 from tests.pipeline.toy import write_toy_corpus
 
 PIECES = 8
@@ -30,11 +29,6 @@ def made(folder: Path, training_tokens: int) -> Path:
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(tmp_path_factory.mktemp("stream"), 2048 * PIECES)
-
-
-def query(database: Path, sql: str) -> list[tuple]:
-    with duckdb.connect(str(database), read_only=True) as connection:
-        return connection.execute(sql).fetchall()
 
 
 def test_saes_train_on_the_training_tokens_and_latents_are_those_of_the_corpus(database: Path) -> None:
