@@ -10,9 +10,8 @@ from app.records import Metric
 from app.studies import Study
 from app.tables import Place, Places, Table, metric_table, places_of, statistic_table
 
-ACROSS = ("detection_auroc", "fuzzing_auroc", "token_entropy", "explained_variance", "ce_loss_recovered",
-          "token_identity_r2")  # fmt: skip
-"""What is compared across models, in this order."""
+ACROSS = ("token_entropy", "explained_variance", "ce_loss_recovered", "token_identity_r2")
+"""What is compared across models, after the scores of contexts of one kind."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def models_beside(study: Study) -> list[Model]:
 
 
 def compared(models: Sequence[Model]) -> list[Compared]:
-    """The metrics and statistics in ACROSS that the study has."""
+    """The scores, and the metrics and statistics in ACROSS that the study has."""
     places: Places = []
     rows: dict[tuple[int, str], Row] = {}
     summaries: dict[int, Row] = {}
@@ -57,7 +56,7 @@ def compared(models: Sequence[Model]) -> list[Compared]:
         places += [_renamed(place, model) for place in places_of(model.study)]
         study = model.study
         rows |= {(row["sae"], row["metric"]): row for row in queries.sae_metrics(study.reader, study.numbers)}
-        wanted = [metric.metric for metric in study.statistics if metric.metric in ACROSS]
+        wanted = [metric.metric for metric in study.statistics if metric.one_pool or metric.metric in ACROSS]
         summaries |= aggregates.summaries(study.reader, study.numbers, wanted)
     found = []
     for metric in _metrics(models):
@@ -75,7 +74,8 @@ def _renamed(place: Place, model: Model) -> Place:
 
 def _metrics(models: Sequence[Model]) -> list[Metric]:
     known: Mapping[str, Metric] = {m.metric: m for one in models for m in (*one.study.metrics, *one.study.statistics)}
-    return [known[name] for name in ACROSS if name in known]
+    scores = [metric for metric in known.values() if metric.one_pool]
+    return [*scores, *(known[name] for name in ACROSS if name in known)]
 
 
 def _curves(table: Table, models: Sequence[Model]) -> list[Curve]:

@@ -38,7 +38,7 @@ def score_states(reader: Reader, saes: Sequence[int]) -> list[Row]:
 
 
 def scores(reader: Reader, saes: Sequence[int]) -> list[Row]:
-    """By SAE, explainer and scorer: latents asked about, those with an AUROC, its median and means of all four scores.
+    """By SAE, explainer, scorer and protocol: latents asked about, those with an AUROC, its median, means of all four.
 
     `low` and `high` bound the median over latents with 95% confidence, whatever the distribution: the values of ranks
     (n ± 1.96 √n) / 2, rounded outwards (Conover 1999, Practical Nonparametric Statistics, section 3.2).
@@ -46,14 +46,16 @@ def scores(reader: Reader, saes: Sequence[int]) -> list[Row]:
     return reader.rows(
         f"""
         WITH found AS (
-            SELECT sae, explainer, scorer, count(*) AS asked, count(auroc) AS latents, median(auroc) AS median,
+            SELECT sae, explainer, scorer, explain_from, score_on, split_by, examples, count(*) AS asked,
+                   count(auroc) AS latents, median(auroc) AS median,
                    list(auroc ORDER BY auroc) FILTER (auroc IS NOT NULL) AS ranked, avg(auroc) AS auroc,
                    {", ".join(f"avg({name}) FILTER (isfinite({name})) AS {name}" for name in OTHER_SCORES)}
             FROM scores WHERE sae IN {listed(saes)} GROUP BY ALL)
         SELECT found.* EXCLUDE (ranked),
                ranked[greatest(1, floor((latents - 1.96 * sqrt(latents)) / 2)::INTEGER)] AS low,
                ranked[least(latents, ceil(1 + (latents + 1.96 * sqrt(latents)) / 2)::INTEGER)] AS high
-        FROM found JOIN saes USING (sae) JOIN variants USING (variant) ORDER BY scorer, explainer, layer, position
+        FROM found JOIN saes USING (sae) JOIN variants USING (variant)
+        ORDER BY scorer, explainer, explain_from, score_on, layer, position
         """,
         saes,
     )

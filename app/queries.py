@@ -123,7 +123,7 @@ def tells(reader: Reader, saes: Sequence[int]) -> list[Row]:
 _LATENT = (
     "SELECT l.*, v.text AS top_text, e.text AS explanation FROM latents l JOIN saes USING (sae)"
     " LEFT JOIN vocabulary v ON v.model = saes.model AND v.token = l.top_token"
-    " LEFT JOIN (SELECT sae, latent, first(text ORDER BY explainer) AS text FROM explanations"
+    " LEFT JOIN (SELECT sae, latent, first(text ORDER BY explainer, explain_from) AS text FROM explanations"
     " WHERE status = 'ok' AND sae = ? GROUP BY sae, latent) e ON e.latent = l.latent WHERE l.sae = ?"
 )
 
@@ -226,8 +226,8 @@ def logit_effects(reader: Reader, sae: int, number: int) -> list[Row]:
 def explanations(reader: Reader, sae: int, number: int) -> list[Row]:
     """A latent's explanations, or why there is none."""
     return reader.rows(
-        "SELECT explainer, text, rules, status, reason FROM explanations WHERE sae = ? AND latent = ?"
-        " ORDER BY explainer",
+        "SELECT explainer, explain_from, text, rules, status, reason FROM explanations WHERE sae = ? AND latent = ?"
+        " ORDER BY explainer, explain_from",
         [sae, number],
     )
 
@@ -235,8 +235,8 @@ def explanations(reader: Reader, sae: int, number: int) -> list[Row]:
 def scores(reader: Reader, sae: int, number: int) -> list[Row]:
     """The scores of a latent's explanations, or why there is none."""
     return reader.rows(
-        "SELECT explainer, scorer, auroc, balanced_accuracy, positives, negatives, status, reason FROM scores"
-        " WHERE sae = ? AND latent = ? ORDER BY explainer, scorer",
+        "SELECT explainer, explain_from, scorer, score_on, auroc, balanced_accuracy, positives, negatives, status,"
+        " reason FROM scores WHERE sae = ? AND latent = ? ORDER BY explainer, explain_from, scorer, score_on",
         [sae, number],
     )
 
@@ -246,7 +246,7 @@ def matches(reader: Reader, sae: int, number: int, others: Sequence[int], most: 
     return reader.rows(
         f"""
         SELECT s.variant, s.layer, m.other_sae, m.rank, m.other_latent, m.correlation, l.density, v.text AS top_text,
-               (SELECT first(text ORDER BY explainer) FROM explanations e WHERE e.sae = m.other_sae
+               (SELECT first(text ORDER BY explainer, explain_from) FROM explanations e WHERE e.sae = m.other_sae
                 AND e.latent = m.other_latent AND status = 'ok') AS explanation
         FROM matches m JOIN saes s ON s.sae = m.other_sae JOIN variants USING (variant)
         JOIN latents l ON l.sae = m.other_sae AND l.latent = m.other_latent

@@ -10,11 +10,14 @@ SCORE_STATES = {
     "scored": "scored",
     "dead": "dead, so not scored",
     "too_few_contexts": "too few activating contexts to score",
-    "no_non_activating_contexts": "active in every context, so nothing to score it against",
+    "too_few_non_activating_contexts": "silent in too few contexts to score it against",
     "failed": "the explainer failed",
 }
 """What a latent's state of scoring means, in words."""
 
+
+POOLS = {"strongest": "strongest contexts", "quantiles": "all strengths", "random": "random contexts"}
+"""Contexts that explanations are learnt from or scored on, in words."""
 
 COLOURS = 8
 """Colours of variants; static/app.css has one class for each."""
@@ -56,6 +59,19 @@ class Metric:
     scale: str
     lower: float | None
     upper: float | None
+    scorer: str | None = None
+    explain_from: str | None = None
+    score_on: str | None = None
+
+    @property
+    def is_score(self) -> bool:
+        """Whether it says how well an explanation holds."""
+        return self.scorer is not None
+
+    @property
+    def one_pool(self) -> bool:
+        """Whether explanations were learnt and scored on contexts of one kind."""
+        return self.is_score and self.explain_from == self.score_on
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from jinja2.runtime import Context
 
 from app import tokens
 from app.bar import bar
-from app.records import SCORE_STATES, Metric
+from app.records import POOLS, SCORE_STATES, Metric
 from app.state import base_of, quoted
 from app.studies import Study
 
 ROOT = Path(__file__).resolve().parent.parent
 STATIC = ROOT / "static"
 
-SHORT_STATES = {"too_few_contexts": "too few contexts", "no_non_activating_contexts": "always active"}
+SHORT_STATES = {"too_few_contexts": "too few contexts", "too_few_non_activating_contexts": "rarely silent"}
 """The same where space is short; a state that is missing here is its own word."""
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -96,7 +96,9 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.globals.update(url_for=_url_for, asset=_asset, score_states=SCORE_STATES, short_states=SHORT_STATES)
+    env.globals.update(
+        url_for=_url_for, asset=_asset, score_states=SCORE_STATES, short_states=SHORT_STATES, pools=POOLS
+    )
     env.filters.update(
         number=number,
         percent=percent,

@@ -11,14 +11,11 @@ from app.charts import Curve, curve_of
 from app.db import Row
 from app.records import Metric, Sae, Variant
 from app.studies import Study
-from app.tables import Cell, Line, Table, is_score
+from app.tables import Cell, Line, Table
 from app.telling import Heatmap, Tellings
 
-DISTRIBUTIONS = (
-    "density", "token_entropy", "top_token_share", "max_activation", "detection_auroc", "fuzzing_auroc",
-    "best_match_correlation",
-)  # fmt: skip
-"""Statistics whose whole distribution is shown."""
+DISTRIBUTIONS = ("density", "token_entropy", "top_token_share", "max_activation", "best_match_correlation")
+"""Statistics whose whole distribution is shown, beside the scores of contexts of one kind."""
 MOST_LAYERS = 6
 """Layers of which distributions are shown: the first, the last, and some between."""
 
@@ -143,12 +140,12 @@ class Group:
     @cached_property
     def scores(self) -> list[tuple[Table, svg.Plot]]:
         """How well explanations hold: medians over the latents of all seeds, with quartiles."""
-        return self._with_plots(table for table in self._medians if is_score(table.metric))
+        return self._with_plots(table for table in self._medians if table.metric.is_score)
 
     @cached_property
     def statistics(self) -> list[tuple[Table, svg.Plot]]:
         """All other statistics of latents."""
-        return self._with_plots(table for table in self._medians if not is_score(table.metric))
+        return self._with_plots(table for table in self._medians if not table.metric.is_score)
 
     @cached_property
     def shares(self) -> list[Share]:
@@ -167,8 +164,8 @@ class Group:
     @cached_property
     def distributions(self) -> list[tuple[Metric, list[tuple[int, svg.Plot]]]]:
         """Key statistics, a plot a layer, on the same axes."""
-        known = {metric.metric: metric for metric in self.study.statistics}
-        found = [(known[name], self._distribution(known[name])) for name in DISTRIBUTIONS if name in known]
+        shown = [m for m in self.study.statistics if m.one_pool or m.metric in DISTRIBUTIONS]
+        found = [(metric, self._distribution(metric)) for metric in shown]
         return [(metric, plots) for metric, plots in found if plots]
 
     @cached_property

@@ -119,8 +119,7 @@ def _condition(study: Study, text: str) -> Condition:
 
 def order_of(study: Study, query: Ordered, default: str | None = None) -> Order:
     """The order that an address asks for, or the default: best scores first, else the most active first."""
-    names = [metric.metric for metric in study.statistics]
-    sort = query.sort or default or next((name for name in ("detection_auroc", "density") if name in names), "latent")
+    sort = query.sort or default or study.headline
     if sort == "latent":
         return Order("latent", query.order == "desc")
     metric = study.statistic(sort)

@@ -131,6 +131,12 @@ class Study:
         columns = queries.latent_columns(self.reader)
         return [m for m in queries.metrics(self.reader) if m.level == "latent" and m.metric in columns]
 
+    @property
+    def headline(self) -> str:
+        """The statistic that pages open on: the study's first score, the density where it has none."""
+        names = [metric.metric for metric in self.statistics if metric.is_score]
+        return names[0] if names else "density"
+
     @cached_property
     def layers(self) -> list[int]:
         """The layers that have an SAE in this setting."""

@@ -87,11 +87,6 @@ class Table:
         return [(cells[0].variant, cells) for cells in rows if any(c.value is not None or c.note for c in cells)]
 
 
-def is_score(metric: Metric) -> bool:
-    """Whether a statistic says how well an explanation holds."""
-    return metric.metric.endswith(("_auroc", "_balanced_accuracy"))
-
-
 def metric_tables(study: Study) -> list[Table]:
     """Every metric of the setting's SAEs, with the difference between random and trained."""
     rows = {(row["sae"], row["metric"]): row for row in queries.sae_metrics(study.reader, study.numbers)}

@@ -20,9 +20,8 @@ FEW = 3
 """Random variants that are shown one by one; more of them share a heatmap."""
 MOST_COLUMNS = 24
 """Columns of a heatmap over all layers, unless its first statistic has more."""
-FIRST = ("detection_auroc", "fuzzing_auroc", ALL_TOGETHER, "detection_quantiles_auroc", "token_entropy",
-         "top_token_share", "best_match_correlation", "max_activation")  # fmt: skip
-"""Statistics of a heatmap that come first; the others follow in the study's order."""
+FIRST = (ALL_TOGETHER, "token_entropy", "top_token_share", "best_match_correlation", "max_activation")
+"""Statistics of a heatmap that come first, after the scores; the others follow in the study's order."""
 MATCHED_ON = ("density", "firings")
 """Statistics that matching makes equal; a heatmap leaves them out."""
 
@@ -132,21 +131,12 @@ def heatmap(found: Tellings, layers: Sequence[int], most: int | None = None) -> 
 
 
 def _worth(known: Sequence[Telling]) -> list[Telling]:
-    """Statistics worth a column, the first ones first: of an AUROC and its balanced accuracy the AUROC."""
-    names = {telling.name for telling in known}
-    worth = [
-        telling
-        for telling in known
-        if telling.name not in MATCHED_ON
-        and not (telling.name.endswith("_balanced_accuracy") and _auroc_of(telling.name) in names)
-    ]
-    return sorted(worth, key=_rank)
-
-
-def _auroc_of(name: str) -> str:
-    return name.removesuffix("_balanced_accuracy") + "_auroc"
+    """Statistics worth a column, the first ones first."""
+    return sorted((telling for telling in known if telling.name not in MATCHED_ON), key=_rank)
 
 
 def _rank(telling: Telling) -> tuple[int, int]:
+    if telling.metric and telling.metric.one_pool:
+        return -1, telling.metric.position
     first = FIRST.index(telling.name) if telling.name in FIRST else len(FIRST)
     return first, telling.metric.position if telling.metric else 0

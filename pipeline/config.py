@@ -161,6 +161,21 @@ class CollectConfig(Section):
     """Which variants are matched: each with every other, or each with the trained one only."""
 
 
+Pool: TypeAlias = Literal["strongest", "quantiles", "random"]
+"""Which of a latent's contexts are drawn: those of its largest activations, equally many from strata of equal count
+over all its activations, or any."""
+SplitBy: TypeAlias = Literal["window", "document"]
+
+
+def _listed_names(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Pools = Annotated[tuple[Pool, ...], BeforeValidator(_listed_names), Field(min_length=1)]
+"""One pool, or a list of several."""
+SplitsBy = Annotated[tuple[SplitBy, ...], BeforeValidator(_listed_names), Field(min_length=1)]
+
+
 class LlmConfig(Section):
     """A language model that explains and scores, behind an OpenAI-compatible endpoint."""
 
@@ -194,21 +209,51 @@ class LlmConfig(Section):
     """Contexts a scoring prompt asks about."""
 
 
+class CurveConfig(Section):
+    """The specification curve: is a verdict on trained and random latents one of the protocol? Every reasonable one is
+    run on a sample of latents, with the lexical explainer and every lexical scorer of the study."""
+
+    latents: Annotated[int, Field(ge=0)] = 200
+    """Latents of the trained and of the random SAE that are compared, matched on firing density. 0: no curve."""
+    explain_from: Pools = ("strongest", "quantiles", "random")
+    """Protocols explain from each of these,"""
+    score_on: Pools = ("strongest", "quantiles", "random")
+    """score on each of these,"""
+    split_by: SplitsBy = ("window", "document")
+    """split in each of these ways,"""
+    examples: tuple[Positive, ...] = (20, 40, 80, 160)
+    """with each of these numbers of contexts, half to explain and half to score (rounded up to what the strata of
+    `collect.quantiles` divide),"""
+    windows: tuple[Annotated[int, Field(gt=0, le=256)], ...] | None = None
+    """and contexts of each of these numbers of tokens: half, once and twice `collect.window` where none are given, as
+    far as they divide `corpus.context_length`."""
+
+
 class AutointerpConfig(Section):
     """Explaining latents and scoring the explanations."""
 
     explainers: tuple[Literal["lexical", "llm"], ...] = ("lexical",)
     """`lexical`: tokens and the n-grams before them; deterministic, needs no LLM. `llm`: asks a language model."""
-    scorers: tuple[str, ...] = ("detection", "fuzzing", "detection_quantiles", "fuzzing_quantiles")
+    scorers: tuple[str, ...] = ("detection", "fuzzing")
     """Names from `lineup show scorers`."""
+    explain_from: Pools = ("quantiles",)
+    """Contexts that the explainer is shown: `strongest`, `quantiles` (all strengths, from `collect.quantiles` strata of
+    equal count), `random`, or a list of these. Every scorer scores what was explained from each."""
+    score_on: Pools = ("quantiles",)
+    """Contexts that explanations are scored on, the same choices."""
+    split_by: SplitBy = "window"
+    """What is divided in two before anything is drawn, half to explain and half to score: the windows of each latent,
+    or the documents of the corpus. Windows of one document resemble each other."""
     latents: Positive = 100
     """Latents of an SAE, drawn at random from those that qualify, for scorers that take long or cost money."""
     min_contexts: Positive = 40
     """A latent qualifies when it is active in at least this many contexts."""
     examples: Positive = 40
-    """A latent's strongest contexts, half to explain and half to score, and as many non-activating ones."""
+    """A latent's activating contexts, half to explain and half to score, and as many non-activating ones."""
     mark_threshold: Share = 0.3
     """A token is marked as active from this share of the context's largest activation."""
+    specifications: CurveConfig = CurveConfig()
+    """Which protocols are tried beside this one."""
     llm: LlmConfig = LlmConfig()
 
 
@@ -284,19 +329,43 @@ class Study(Section):
         for what, values in self._without_twins().items():
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{what} {list(values)} must be a list of one or more, none of them twice")
-        step = 2 * self.collect.quantiles
-        if self.autointerp.examples % step or self.autointerp.min_contexts < self.autointerp.examples:
-            raise ValueError(
-                f"autointerp.examples {self.autointerp.examples} must be a multiple of {step} (two halves of"
-                f" {self.collect.quantiles} quantiles) and at most autointerp.min_contexts"
-                f" {self.autointerp.min_contexts}"
-            )
         if self.corpus.drop_positions >= self.collect.window:
             raise ValueError(
                 f"corpus.drop_positions {self.corpus.drop_positions} must be smaller than"
                 f" collect.window {self.collect.window}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _examples_divide(self) -> Self:
+        config, step = self.autointerp, 2 * self.collect.quantiles
+        if config.examples % step or config.min_contexts < config.examples:
+            raise ValueError(
+                f"autointerp.examples {config.examples} must be a multiple of {step} (two halves of"
+                f" {self.collect.quantiles} quantiles) and at most autointerp.min_contexts {config.min_contexts}"
+            )
+        for window in config.specifications.windows or ():
+            if self.corpus.context_length % window or window <= self.corpus.drop_positions:
+                raise ValueError(
+                    f"autointerp.specifications.windows {window} must divide corpus.context_length"
+                    f" {self.corpus.context_length} and exceed corpus.drop_positions {self.corpus.drop_positions}"
+                )
+        return self
+
+    @property
+    def curve_windows(self) -> tuple[int, ...]:
+        """Tokens of the contexts that the specification curve tries."""
+        given, own = self.autointerp.specifications.windows, self.collect.window
+        if given is not None:
+            return given
+        some = [window for window in (own // 2, own, 2 * own) if window > self.corpus.drop_positions]
+        return tuple(window for window in some if self.corpus.context_length % window == 0)
+
+    @property
+    def curve_examples(self) -> tuple[int, ...]:
+        """Contexts of a latent that it tries: the strata divide their halves."""
+        given, step = self.autointerp.specifications.examples, 2 * self.collect.quantiles
+        return tuple(dict.fromkeys(-(-examples // step) * step for examples in given))
 
     def _without_twins(self) -> dict[str, tuple[Any, ...]]:
         """Lists that name each thing once."""
@@ -306,6 +375,8 @@ class Study(Section):
             "layers": self.layers,
             "hooks": self.hooks,
             "saes": tuple(sae.label for sae in self.saes),
+            "autointerp.explain_from": self.autointerp.explain_from,
+            "autointerp.score_on": self.autointerp.score_on,
         }
         lists |= {f"layers of {model.source}": model.layers for model in self.models if model.layers is not None}
         return {what: values for what, values in lists.items() if not isinstance(values, str)}

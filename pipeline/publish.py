@@ -12,7 +12,7 @@ import pyarrow as pa
 import yaml
 
 from pipeline.artefacts import Artefacts, timing
-from pipeline.autointerp import SCORERS, needs_sample
+from pipeline.autointerp import needs_sample, score_metrics
 from pipeline.config import Study, hook_name
 from pipeline.measures.differences import difference_table
 from pipeline.measures.metrics import METRICS, Metric, metrics_table, sae_metrics_table
@@ -47,6 +47,7 @@ class Finished:
     losses: list[tuple[list[SaeRun], Path]] = field(default_factory=list)
     matches: list[tuple[SaeRun, SaeRun, Path]] = field(default_factory=list)
     stabilities: list[tuple[SaeRun, SaeRun, Path]] = field(default_factory=list)
+    specifications: list[tuple[SaeRun, SaeRun, Path]] = field(default_factory=list)
     _not_before: float = 0.0
 
     def number(self, sae: SaeRun) -> int:
@@ -87,7 +88,7 @@ def publish(finished: Finished, progress: Progress, database: Path, *, complete:
 
 def _derived(study: Study, advance: Advance) -> Derived:
     """What is computed from the other tables, when all of them are there."""
-    statistics = [metric.name for metric in METRICS if metric.level == "latent" and wanted(metric, study)]
+    statistics = [metric.name for metric in metrics_of_study(study) if metric.level == "latent"]
     return {
         "tells": lambda database: tell_table(*statistics_of(database), statistics, study.seed, advance),
         "differences": lambda database: difference_table(*metrics_of(database)),
@@ -106,7 +107,7 @@ def _tables(finished: Finished, beside: Path, complete: bool) -> dict[str, Sourc
             for v in finished.variants
         ],
         **_texts(finished.contexts),
-        "metrics": metrics_table([metric for metric in METRICS if wanted(metric, finished.study)]),
+        "metrics": metrics_table(metrics_of_study(finished.study)),
         "saes": pa.Table.from_pylist([_sae(finished, sae, beside) for sae in finished.saes], schema=_SAES),
         **{name: _parts(finished, SaeRun.latents, name) for name in PARTS},
         "sae_metrics": [
@@ -116,13 +117,13 @@ def _tables(finished: Finished, beside: Path, complete: bool) -> dict[str, Sourc
         ],
         **{name: _scored(finished, name) for name in ("explanations", "scores")},
         "matches": _matches(finished),
+        **{name: _curves(finished, name) for name in ("specifications", "specification_curves")},
     }
 
 
-def wanted(metric: Metric, study: Study) -> bool:
-    """Whether the study can have a value of the metric: scores are there when their scorer is."""
-    scorer = next((name for name in sorted(SCORERS, key=len, reverse=True) if metric.name.startswith(f"{name}_")), None)
-    return metric.level == "sae" or scorer is None or scorer in study.autointerp.scorers
+def metrics_of_study(study: Study) -> list[Metric]:
+    """What is measured of SAEs and latents, the study's scores in front of their best match."""
+    return [*METRICS[:-1], *score_metrics(study.autointerp), METRICS[-1]]
 
 
 def _texts(contexts: list[Context]) -> dict[str, Source]:
@@ -177,6 +178,13 @@ def _matches(finished: Finished) -> list[Part]:
         parts.append(Part(folder / "forward.parquet", {"sae": here, "other_sae": there}))
         parts.append(Part(folder / "backward.parquet", {"sae": there, "other_sae": here}))
     return parts
+
+
+def _curves(finished: Finished, name: str) -> list[Part]:
+    return [
+        Part(folder / f"{name}.parquet", {"trained_sae": finished.number(one), "random_sae": finished.number(other)})
+        for one, other, folder in finished.specifications
+    ]
 
 
 def _study(finished: Finished, complete: bool) -> pa.Table:
@@ -259,6 +267,10 @@ def _timings(finished: Finished) -> pa.Table:
     rows += [_took("losses", group[0].variant, None, timing(folder)) for group, folder in finished.losses]
     for stage, pairs in (("match", finished.matches), ("stability", finished.stabilities)):
         rows += [_took(stage, one.variant, finished.number(one), timing(folder)) for one, _, folder in pairs]
+    rows += [
+        _took("specifications", other.variant, finished.number(other), timing(folder))
+        for _, other, folder in finished.specifications
+    ]
     fields = [("stage", pa.string()), ("model", pa.string()), ("variant", pa.string()), ("sae", pa.int32())]
     fields += [("seconds", pa.float64()), ("tokens", pa.int64()), ("hardware", pa.string())]
     return pa.Table.from_pylist(rows, schema=pa.schema(fields))

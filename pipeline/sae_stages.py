@@ -198,12 +198,13 @@ class SaeRun:
     def scores(self) -> Path:
         """Tables `explanations` and `scores`."""
         study, context = self.context.study, self.context
+        protocol = autointerp.Protocol.of(study.autointerp, study.collect, context.corpus.halves)
 
         def work(fired: collect.Firings, first: int) -> dict[str, pa.Table]:
             where = collect.windows(fired, context.flat.size, study.collect.window)
             seed = autointerp.part_seed(self.seed, first)
             explanations, scores = autointerp.explain_and_score(
-                fired, where, context.flat, context.vocabulary, study.collect, study.autointerp, seed
+                fired, where, context.flat, context.vocabulary, protocol, study.autointerp, seed
             )
             return {"explanations": explanations, "scores": scores}
 
@@ -213,7 +214,7 @@ class SaeRun:
             for name, table in tables.items():
                 pq.write_table(table, folder / f"{name}.parquet")
 
-        asked = study.autointerp.model_dump(exclude={"llm", "latents", "explainers"})
+        asked = study.autointerp.model_dump(exclude={"llm", "latents", "explainers", "specifications"})
         return context.artefacts.make("scores", self._latents_key | {"autointerp": asked}, build)
 
     def sampled_scores(self) -> Path:
@@ -223,9 +224,11 @@ class SaeRun:
         def build(folder: Path) -> None:
             fired = collect.firings(codes.load(self.latents()))
             explained = pq.read_table(self.scores() / "explanations.parquet")
+            protocol = autointerp.Protocol.of(study.autointerp, study.collect, context.corpus.halves)
+            config, window = study.autointerp, study.collect.window
             with context.progress.stage("ask", f"{self.label} · explaining and scoring a sample", "prompts") as advance:
                 tables = autointerp.explain_and_score_sample(
-                    fired, explained, context.flat, context.tools, study.collect, study.autointerp, self.seed, advance
+                    fired, explained, context.flat, context.tools, window, protocol, config, self.seed, advance
                 )
             for name, table in zip(("explanations", "scores"), tables, strict=True):
                 pq.write_table(table, folder / f"{name}.parquet")
@@ -240,7 +243,7 @@ class SaeRun:
     def _sampled_key(self) -> dict[str, Any]:
         operation = {"concurrency", "requests_per_minute", "tokens_per_minute", "timeout_seconds", "attempts"}
         operation |= {"price_in", "price_out", "max_cost"}
-        asked = self.context.study.autointerp.model_dump(exclude={"llm": operation})
+        asked = self.context.study.autointerp.model_dump(exclude={"llm": operation, "specifications": True})
         return self._latents_key | {"autointerp": asked}
 
     def ask_again(self) -> None:
@@ -276,6 +279,30 @@ class SaeRun:
 
         key = {"saes": [self._latents_key, other._latents_key], "keep": keep}
         return self.context.artefacts.make("matches", key, build)
+
+    def specifications(self, trained: "SaeRun") -> Path:
+        """Tables `specifications` and `specification_curves`: this random SAE against the trained one in its place."""
+        study, context = self.context.study, self.context
+
+        def build(folder: Path) -> None:
+            ours, theirs = (collect.firings(codes.load(run.latents())) for run in (trained, self))
+            label = f"{self.label} · scores under every protocol"
+            with context.progress.stage("specifications", label, "latents") as advance:
+                words = len(context.vocabulary)
+                tables = autointerp.curve(
+                    ours, theirs, context.flat, context.corpus.halves, words, study, self.seed, advance
+                )
+            for name, table in zip(("specifications", "specification_curves"), tables, strict=True):
+                pq.write_table(table, folder / f"{name}.parquet")
+
+        config = study.autointerp
+        key = {
+            "saes": [trained._latents_key, self._latents_key],
+            "protocols": [study.curve_windows, study.curve_examples, config.specifications.model_dump()],
+            "scorers": config.scorers,
+            "shared": [config.min_contexts, config.mark_threshold, study.collect.quantiles, study.collect.window],
+        }
+        return context.artefacts.make("specifications", key, build)
 
 
 def saes_of(variant: VariantRun) -> Iterator["SaeRun"]:

@@ -69,7 +69,8 @@ CREATE TABLE metrics (
     description VARCHAR NOT NULL,    -- with formula and source
     higher_is_better BOOLEAN,        -- NULL: neither
     scale VARCHAR NOT NULL,          -- linear | log
-    lower DOUBLE, upper DOUBLE       -- bounds of the axis, where the metric has them
+    lower DOUBLE, upper DOUBLE,      -- bounds of the axis, where the metric has them
+    scorer VARCHAR, explain_from VARCHAR, score_on VARCHAR  -- of a score, by which protocol; NULL for the rest
 );
 
 -- What says which SAE it is: model, hook, name, variant_seed and sae_seed are its setting; within one setting there is
@@ -116,19 +117,12 @@ CREATE TABLE latents (
     largest_cosine DOUBLE,           -- of its decoder row to another's
     -- The rest follows from the tables `explanations`, `scores` and `matches`; store.py fills it in.
     score_state VARCHAR NOT NULL DEFAULT 'pending',
-        -- pending | scored | failed | dead | too_few_contexts | no_non_activating_contexts
-    detection_auroc DOUBLE, detection_balanced_accuracy DOUBLE,
-    fuzzing_auroc DOUBLE, fuzzing_balanced_accuracy DOUBLE,
-    detection_quantiles_auroc DOUBLE, detection_quantiles_balanced_accuracy DOUBLE,
-    fuzzing_quantiles_auroc DOUBLE, fuzzing_quantiles_balanced_accuracy DOUBLE,
-    -- of a sample of the scored latents only:
-    embedding_auroc DOUBLE, embedding_balanced_accuracy DOUBLE,
-    llm_detection_auroc DOUBLE, llm_detection_balanced_accuracy DOUBLE,
-    llm_fuzzing_auroc DOUBLE, llm_fuzzing_balanced_accuracy DOUBLE,
-    llm_fuzzing_hard_auroc DOUBLE, llm_fuzzing_hard_balanced_accuracy DOUBLE,
+        -- pending | scored | failed | dead | too_few_contexts | too_few_non_activating_contexts
     best_match_correlation DOUBLE,   -- largest over the other variants at the same layer
     PRIMARY KEY (sae, latent)
 );
+-- and a column for the AUROC of every score that the study has, named and described by a row of `metrics` with a scorer;
+-- scorers that ask a model have values for a sample of the scored latents only
 
 -- A window of a sequence; positions (within the window) and activations are parallel, ascending, non-zero only.
 CREATE TABLE contexts (
@@ -153,12 +147,16 @@ CREATE TABLE logit_effects (
 -- a failure is never a text.
 CREATE TABLE explanations (
     sae INTEGER NOT NULL, latent INTEGER NOT NULL, explainer VARCHAR NOT NULL,
+    explain_from VARCHAR NOT NULL,   -- strongest | quantiles | random: which contexts the explainer saw
     text VARCHAR, rules VARCHAR, status VARCHAR NOT NULL, reason VARCHAR NOT NULL
 );
 
 -- How well an explanation holds on contexts that the explainer has not seen.
 CREATE TABLE scores (
     sae INTEGER NOT NULL, latent INTEGER NOT NULL, explainer VARCHAR NOT NULL, scorer VARCHAR NOT NULL,
+    explain_from VARCHAR NOT NULL, score_on VARCHAR NOT NULL,  -- strongest | quantiles | random
+    split_by VARCHAR NOT NULL,       -- window | document: what was divided between explaining and scoring
+    examples INTEGER NOT NULL,       -- activating contexts drawn, half to explain and half to score
     auroc DOUBLE, balanced_accuracy DOUBLE,
     f1 DOUBLE,                       -- at probability 0.5; NULL where nothing was called active
     auprc DOUBLE,                    -- average precision
@@ -180,6 +178,28 @@ CREATE TABLE tells (
     auroc DOUBLE, low DOUBLE, high DOUBLE,  -- with its 95% interval, over latents; NULL unless status is 'ok'
     trained INTEGER NOT NULL, random INTEGER NOT NULL,  -- latents that have a value
     status VARCHAR NOT NULL, reason VARCHAR NOT NULL
+);
+
+-- The specification curve (Simonsohn, Simmons & Nelson 2020): trained against random latents by their scores under every
+-- reasonable protocol, on a sample that is matched on firing density. Below one half: random ones score higher.
+CREATE TABLE specifications (
+    trained_sae INTEGER NOT NULL, random_sae INTEGER NOT NULL,
+    scorer VARCHAR NOT NULL, explain_from VARCHAR NOT NULL, score_on VARCHAR NOT NULL, split_by VARCHAR NOT NULL,
+    examples INTEGER NOT NULL,       -- activating contexts, half to explain and half to score
+    window_tokens INTEGER NOT NULL,  -- tokens of a context
+    auroc DOUBLE, low DOUBLE, high DOUBLE,  -- with its 95% interval, over latents; NULL unless status is 'ok'
+    trained INTEGER NOT NULL, random INTEGER NOT NULL,  -- latents that qualify under the protocol
+    trained_median DOUBLE, random_median DOUBLE,        -- of their scores
+    status VARCHAR NOT NULL, reason VARCHAR NOT NULL
+);
+
+-- All protocols of a comparison together.
+CREATE TABLE specification_curves (
+    trained_sae INTEGER NOT NULL, random_sae INTEGER NOT NULL,
+    latents INTEGER NOT NULL,        -- sampled of each side
+    protocols INTEGER NOT NULL,      -- that have an AUROC
+    median DOUBLE,                   -- of these AUROCs
+    p_value DOUBLE                   -- of the median, by relabelling latents as trained and random
 );
 
 -- A metric of SAEs, random minus trained, with its 95% interval over the seeds of variants and SAEs.

@@ -26,9 +26,6 @@ Source: TypeAlias = "pa.Table | Sequence[Part | pa.Table]"
 Derived: TypeAlias = Mapping[str, Callable[[duckdb.DuckDBPyConnection], pa.Table]]
 """Tables that follow from the others: called with the database when all those are there."""
 
-_SCORE = "_balanced_accuracy"
-"""How the last column of a scorer's scores in `latents` ends."""
-
 
 def write_study(path: Path, tables: Mapping[str, Source], derived: Derived | None = None) -> None:
     """Write a study database to `path`, replacing what is there only once the new file is complete.
@@ -53,12 +50,22 @@ def _fill(path: Path, tables: Mapping[str, Source], derived: Derived) -> None:
     with duckdb.connect(str(path)) as connection:
         connection.execute("SET preserve_insertion_order = true")
         connection.execute(SCHEMA.read_text(encoding="utf-8"))
+        _insert(connection, "metrics", tables.get("metrics", []))
+        for column, *_ in _scores(connection):
+            connection.execute(f'ALTER TABLE latents ADD COLUMN "{column}" DOUBLE')
         for name, source in tables.items():
-            _insert(connection, name, source)
+            if name != "metrics":
+                _insert(connection, name, source)
         _derive(connection)
         for name, make in derived.items():
             _insert(connection, name, make(connection))
         connection.execute("CHECKPOINT")
+
+
+def _scores(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, str, str, str]]:
+    """Columns of `latents` that hold scores, with scorer and protocol."""
+    query = "SELECT metric, scorer, explain_from, score_on FROM metrics WHERE scorer IS NOT NULL ORDER BY position"
+    return connection.execute(query).fetchall()
 
 
 _SETTING = "sae, model, hook, name, variant_seed, sae_seed, variant, layer, is_trained"
@@ -71,8 +78,10 @@ def _saes(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
 
 def statistics_of(
     connection: duckdb.DuckDBPyConnection,
-) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
-    """SAEs and, by SAE, the numeric columns of its alive latents, nan where there is no value."""
+) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]], dict[tuple[int, int], dict[int, float]]]:
+    """SAEs; by SAE, the numeric columns of its alive latents, nan where there is no value; and by two SAEs, the
+    correlation of the first one's latents with their best match in the second.
+    """
     described = connection.execute("DESCRIBE latents").fetchall()
     columns = ", ".join(f'CAST("{name}" AS DOUBLE) AS "{name}"' for name, kind, *_ in described if kind != "VARCHAR")
     query = f"SELECT {columns} FROM latents WHERE sae = ? AND state = 'alive' ORDER BY latent"
@@ -80,7 +89,11 @@ def statistics_of(
     for sae in saes:
         arrays = connection.execute(query, [sae["sae"]]).fetchnumpy()
         found[sae["sae"]] = {name: np.ma.filled(array, np.nan) for name, array in arrays.items()}
-    return saes, found
+    matches: dict[tuple[int, int], dict[int, float]] = {}
+    query = "SELECT sae, other_sae, latent, correlation FROM matches WHERE rank = 0"
+    for one, other, latent, correlation in connection.execute(query).fetchall():
+        matches.setdefault((one, other), {})[latent] = correlation
+    return saes, found, matches
 
 
 def metrics_of(
@@ -120,17 +133,16 @@ def _derive(connection: duckdb.DuckDBPyConnection) -> None:
         UPDATE latents SET score_state =
             CASE e.status WHEN 'ok' THEN 'scored' WHEN 'failed' THEN 'failed' ELSE e.reason END
         FROM explanations e WHERE e.sae = latents.sae AND e.latent = latents.latent
-        AND e.explainer = (SELECT min(explainer) FROM explanations)""")
-    columns = [row[0] for row in connection.execute("DESCRIBE latents").fetchall()]
-    for scorer in [column.removesuffix(_SCORE) for column in columns if column.endswith(_SCORE)]:
+        AND (e.explainer, e.explain_from) =
+            (SELECT min((explainer, explain_from)) FROM explanations)""")
+    for column, *protocol in _scores(connection):
         connection.execute(
             f"""
-            UPDATE latents SET {scorer}_auroc = s.auroc, {scorer}_balanced_accuracy = s.balanced_accuracy
-            FROM (SELECT sae, latent, last(auroc ORDER BY explainer) AS auroc,
-                  last(balanced_accuracy ORDER BY explainer) AS balanced_accuracy
-                  FROM scores WHERE scorer = ? AND status = 'ok' GROUP BY ALL) s
+            UPDATE latents SET "{column}" = s.auroc
+            FROM (SELECT sae, latent, last(auroc ORDER BY explainer) AS auroc FROM scores
+                  WHERE scorer = ? AND explain_from = ? AND score_on = ? AND status = 'ok' GROUP BY ALL) s
             WHERE s.sae = latents.sae AND s.latent = latents.latent""",
-            [scorer],
+            protocol,
         )
     connection.execute("""
         UPDATE latents SET best_match_correlation = m.correlation

@@ -115,6 +115,9 @@ def _run_variant(variant: VariantRun, finished: Finished, database: Path) -> Non
     finished.losses.append((own, measure_losses(own)))
     for one, other in _beside(own, earlier, finished.study.collect.match):
         finished.matches.append((one, other, one.matches(other)))
+    if autointerp.has_curve(finished.study.autointerp):
+        for one, other in _beside(own, earlier, "trained"):
+            finished.specifications.append((other, one, one.specifications(other)))
     for one, other in itertools.combinations(own, 2):
         if one.twin(other):
             finished.stabilities.append((one, other, one.stability(other)))

@@ -23,8 +23,8 @@ def overview(request: Request, study: str, query: Annotated[OverviewQuery, Query
         beside = across.models_beside(opened)
         found = tables.statistic_tables(opened, summaries)
         context = {
-            "scores": [t for t in found if tables.is_score(t.metric)],
-            "statistics": [t for t in found if not tables.is_score(t.metric)],
+            "scores": [t for t in found if t.metric.is_score],
+            "statistics": [t for t in found if not t.metric.is_score],
             "tables": tables.metric_tables(opened),
             "link": linker(study_path(base_of(request), opened.name), query.model_dump()),
             "across": across.compared(beside) if len(beside) > 1 else [],

@@ -27,9 +27,9 @@ def plots(request: Request, study: str, query: Annotated[PlotQuery, Query()]) ->
     with studies.open(study) as opened:
         if not opened.saes or not opened.statistics:
             raise StudyPendingError(opened.entry)
-        metric = _chosen(opened, query.metric, "metric", "detection_auroc")
+        metric = _chosen(opened, query.metric, "metric", opened.headline)
         x = _chosen(opened, query.x, "x", "token_entropy")
-        y = _chosen(opened, query.y, "y", "detection_auroc")
+        y = _chosen(opened, query.y, "y", opened.headline)
         context = {
             "metric": metric,
             "x": x,

@@ -36,7 +36,7 @@ def estimate(config: AutointerpConfig, collect: CollectConfig) -> Estimate:
     tokens = np.zeros((config.llm.explain_examples, collect.window), dtype=np.int32)
     marked = np.tile(np.arange(collect.window) < MARKS, (len(tokens), 1))
     if "llm" in config.explainers:
-        sent.append((1, prompts.explain(tokens, marked, marked.astype(np.float32), [WORD])))
+        sent.append((len(config.explain_from), prompts.explain(tokens, marked, marked.astype(np.float32), [WORD])))
     description = WORD * EXPLANATION_TOKENS
     for scorer in (SCORERS[name] for name in config.scorers):
         if isinstance(scorer, LlmScorer):
@@ -44,7 +44,8 @@ def estimate(config: AutointerpConfig, collect: CollectConfig) -> Estimate:
             tokens = np.zeros((each, collect.window), dtype=np.int32)
             shown = np.tile(np.arange(collect.window) < MARKS, (each, 1))
             prompt = prompts.judge(scorer.question, description, tokens, shown, [WORD])
-            sent.append((len(config.explainers) * math.ceil(config.examples / each), prompt))
+            explanations = len(config.explainers) * len(config.explain_from)
+            sent.append((explanations * len(config.score_on) * math.ceil(config.examples / each), prompt))
     count = config.latents * sum(number for number, _ in sent)
     asked = config.latents * sum(number * _tokens(prompt) for number, prompt in sent)
     said = config.latents * sum(number * _answer_tokens(prompt) for number, prompt in sent)

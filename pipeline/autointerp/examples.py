@@ -1,6 +1,6 @@
-"""Draws what explainer and scorer see of each latent: firings come in, two halves of examples go out, split first."""
+"""Draws what explainer and scorers see of each latent, from two halves of its contexts: split first."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
-from pipeline.config import AutointerpConfig, CollectConfig
+from pipeline.config import AutointerpConfig, CollectConfig, Pool
 from pipeline.latents.collect import (
     Firings,
+    Floats,
     Ints,
     Windows,
     by_quantile,
@@ -20,6 +21,9 @@ from pipeline.latents.collect import (
     shuffle_within,
 )
 from pipeline.seeds import numpy_generator
+
+FEWEST_NEGATIVES = 10
+"""An AUROC against fewer contexts (or against less than all, where fewer are asked for) is no score."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +63,12 @@ class Examples:
 
 @dataclass(frozen=True)
 class Split:
-    """The explainer's half, what is scored, and for each latent why it has neither ('' when it has)."""
+    """What is shown to the explainer and what is scored, from each pool; and for each latent why it has neither."""
 
-    explain: Examples
-    """Half of the strongest contexts: what a person or a program is usually shown."""
-    strongest: Examples
-    """The other half of them."""
-    quantiles: Examples
-    """Contexts from strata of equal count over the whole range of activations, none of them shown to the explainer."""
+    explain: Mapping[Pool, Examples]
+    score: Mapping[Pool, Examples]
     excluded: NDArray[np.str_]
-    """[d_sae]: '' | dead | too_few_contexts | no_non_activating_contexts"""
+    """[d_sae]: '' | dead | too_few_contexts | too_few_non_activating_contexts"""
 
     def of(self, latents: Ints, first: int) -> "Split":
         """Of those of these latents (ascending) that are here, numbered by their places among all of them; `first` is
@@ -76,55 +76,152 @@ class Split:
         """
         own = latents[(latents >= first) & (latents < first + len(self.excluded))]
         return Split(
-            explain=self.explain.of(latents, first),
-            strongest=self.strongest.of(latents, first),
-            quantiles=self.quantiles.of(latents, first),
+            explain={pool: examples.of(latents, first) for pool, examples in self.explain.items()},
+            score={pool: examples.of(latents, first) for pool, examples in self.score.items()},
             excluded=self.excluded[own - first],
+        )
+
+    @staticmethod
+    def joined(parts: "Sequence[Split]") -> "Split":
+        """One after another."""
+        return Split(
+            explain={pool: Examples.joined([part.explain[pool] for part in parts]) for pool in parts[0].explain},
+            score={pool: Examples.joined([part.score[pool] for part in parts]) for pool in parts[0].score},
+            excluded=np.concatenate([part.excluded for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How examples are drawn. `documents` says of each window of the corpus in which half its document lies; None
+    where the windows of each latent are split instead.
+    """
+
+    explain_from: Sequence[Pool]
+    score_on: Sequence[Pool]
+    examples: int
+    min_contexts: int
+    quantiles: int
+    mark_threshold: float
+    documents: Bool[NDArray[np.bool_], " window"] | None = None
+
+    @staticmethod
+    def of(config: AutointerpConfig, collect: CollectConfig, halves: Callable[[int], NDArray[np.bool_]]) -> "Protocol":
+        """The one that a study file asks for; `halves` is the corpus' own."""
+        return Protocol(
+            explain_from=config.explain_from,
+            score_on=config.score_on,
+            examples=config.examples,
+            min_contexts=config.min_contexts,
+            quantiles=collect.quantiles,
+            mark_threshold=config.mark_threshold,
+            documents=halves(collect.window) if config.split_by == "document" else None,
         )
 
 
 def draw(
+    fired: Firings, where: Windows, corpus: Int[NDArray[np.int32], " token"], protocol: Protocol, seed: int
+) -> Split:
+    """Split first, then draw: the explainer's examples from one half of a latent's contexts, what is scored from the
+    other, so that no context is in both. Non-activating contexts are drawn without replacement, as many as activating
+    ones, and split likewise.
+    """
+    half = protocol.examples // 2
+    second = _second_half(where, protocol, seed)
+    silent = _silent_halves(where, protocol, seed)
+    excluded = _excluded(where, second, [latent for latent, _ in silent], protocol)
+
+    def drawn(part: int, pool: Pool) -> Examples:
+        own = np.flatnonzero(second == bool(part))
+        generator = numpy_generator(seed, "halves", part, pool)
+        rows = np.sort(own[POOLS[pool](where.latent[own], where.peak[own], half, protocol.quantiles, generator)])
+        return _examples(fired, where, rows, *silent[part], corpus, protocol.mark_threshold, excluded)
+
+    return Split(
+        explain={pool: drawn(0, pool) for pool in protocol.explain_from},
+        score={pool: drawn(1, pool) for pool in protocol.score_on},
+        excluded=excluded,
+    )
+
+
+def _strongest(latent: Ints, peak: Floats, count: int, _quantiles: int, _generator: np.random.Generator) -> Ints:
+    order, rank = rank_within(latent, -peak)
+    return order[rank < count]
+
+
+def _quantiles(latent: Ints, peak: Floats, count: int, quantiles: int, generator: np.random.Generator) -> Ints:
+    return by_quantile(latent, peak, quantiles, count // quantiles, generator)[0]
+
+
+def _random(latent: Ints, _peak: Floats, count: int, _quantiles: int, generator: np.random.Generator) -> Ints:
+    order, place = shuffle_within(latent, generator)
+    return order[place < count]
+
+
+POOLS: dict[Pool, Callable[[Ints, Floats, int, int, np.random.Generator], Ints]] = {
+    "strongest": _strongest,
+    "quantiles": _quantiles,
+    "random": _random,
+}
+"""From the latent and the peak of each context: the rows of so many contexts of every latent."""
+
+
+def _second_half(where: Windows, protocol: Protocol, seed: int) -> NDArray[np.bool_]:
+    """Of each latent's windows, which are kept from the explainer."""
+    if protocol.documents is not None:
+        return protocol.documents[where.window]
+    shuffled, place = shuffle_within(where.latent, numpy_generator(seed, "halves"))
+    second = np.zeros(len(where.latent), dtype=bool)
+    second[shuffled] = place % 2 == 1
+    return second
+
+
+def _silent_halves(where: Windows, protocol: Protocol, seed: int) -> list[tuple[Ints, Ints]]:
+    """Latents and windows of the non-activating contexts of either half."""
+    if protocol.documents is not None:
+        halves = [np.flatnonzero(protocol.documents == part) for part in (False, True)]
+        return [non_activating(where, protocol.examples // 2, seed, among) for among in halves]
+    latent, window = non_activating(where, protocol.examples, seed)
+    odd = (np.arange(len(latent)) - np.searchsorted(latent, latent)) % 2 == 1
+    return [(latent[part], window[part]) for part in (~odd, odd)]
+
+
+def _excluded(
+    where: Windows, second: NDArray[np.bool_], silent: Sequence[Ints], protocol: Protocol
+) -> NDArray[np.str_]:
+    latents = len(where.count)
+    fewest = np.minimum(*(np.bincount(where.latent[second == part], minlength=latents) for part in (False, True)))
+    fewest_silent = np.minimum(*(np.bincount(latent, minlength=latents) for latent in silent))
+    conditions = [
+        where.count == 0,
+        (where.count < protocol.min_contexts) | (fewest < protocol.examples // 2),
+        fewest_silent < min(FEWEST_NEGATIVES, protocol.examples // 2),
+    ]
+    return np.select(conditions, ["dead", "too_few_contexts", "too_few_non_activating_contexts"], "")
+
+
+def _examples(
     fired: Firings,
     where: Windows,
+    rows: Ints,
+    silent_latent: Ints,
+    silent_window: Ints,
     corpus: Int[NDArray[np.int32], " token"],
-    collect: CollectConfig,
-    config: AutointerpConfig,
-    seed: int,
-) -> Split:
-    """Draw and split before anything is explained; no context of a latent is both explained and scored.
-
-    Non-activating contexts are drawn at random without replacement; both scored sets have the same ones.
-    """
-    order, rank = rank_within(where.latent, -where.peak)
-    strongest = np.sort(order[rank < config.examples])
-    shuffled, place = shuffle_within(where.latent[strongest], numpy_generator(seed, "halves"))
-    explained, scored = strongest[shuffled[place % 2 == 0]], strongest[shuffled[place % 2 == 1]]
-    spread, _, _ = by_quantile(where, collect.quantiles, config.examples // 2 // collect.quantiles, seed)
-    silent_latent, silent_window = non_activating(where, config.examples, seed)
-    excluded = _excluded(where, silent_latent, config)
-    odd = (np.arange(len(silent_latent)) - np.searchsorted(silent_latent, silent_latent)) % 2 == 1
-
-    def examples(rows: Ints, silent: NDArray[np.bool_]) -> Examples:
-        latent = np.concatenate([where.latent[rows], silent_latent[silent]])
-        activation, marked = _activity(fired, where, rows, int(silent.sum()), config.mark_threshold)
-        window = np.concatenate([where.window[rows], silent_window[silent]])
-        everything = Examples(
-            latent=latent,
-            tokens=corpus.reshape(-1, where.length)[window],
-            active=np.arange(len(latent)) < len(rows),
-            marked=marked,
-            activation=activation,
-        )
-        return everything.part(excluded[latent] == "")
-
-    unseen = np.setdiff1d(spread, explained)
-    return Split(examples(explained, ~odd), examples(scored, odd), examples(unseen, odd), excluded)
-
-
-def _excluded(where: Windows, silent_latent: Ints, config: AutointerpConfig) -> NDArray[np.str_]:
-    silent = np.bincount(silent_latent, minlength=len(where.count))
-    conditions = [where.count == 0, where.count < config.min_contexts, silent < 2]
-    return np.select(conditions, ["dead", "too_few_contexts", "no_non_activating_contexts"], "")
+    threshold: float,
+    excluded: NDArray[np.str_],
+) -> Examples:
+    """The contexts of `rows` and the silent ones, of the latents that qualify."""
+    latent = np.concatenate([where.latent[rows], silent_latent])
+    activation, marked = _activity(fired, where, rows, len(silent_latent), threshold)
+    window = np.concatenate([where.window[rows], silent_window])
+    everything = Examples(
+        latent=latent,
+        tokens=corpus.reshape(-1, where.length)[window],
+        active=np.arange(len(latent)) < len(rows),
+        marked=marked,
+        activation=activation,
+    )
+    return everything.part(excluded[latent] == "")
 
 
 def _activity(

@@ -1,7 +1,9 @@
 """Scores explanations by a language model's answers: texts and contexts come in, rows of the table `scores` go out."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +14,10 @@ from pipeline.autointerp.answers import Answer
 from pipeline.autointerp.client import Client
 from pipeline.autointerp.examples import Split
 from pipeline.autointerp.questions import Asked
-from pipeline.autointerp.run import SCORES, scores_table
+from pipeline.autointerp.run import SCORES, ScoreKey, scores_table
 from pipeline.autointerp.scorers import Rated, score
 from pipeline.autointerp.tables import LlmScorer
+from pipeline.config import AutointerpConfig, Pool
 from pipeline.latents.collect import Ints
 from pipeline.progress import Advance
 from pipeline.seeds import derive_seed, numpy_generator
@@ -23,12 +26,17 @@ ONE_POINT = "no log-probs: one operating point"
 """Remark on an AUROC that comes from answers of zero and one alone."""
 
 
+Explained: TypeAlias = tuple[str, Pool]
+"""An explainer, and what it explained from."""
+Texts: TypeAlias = Mapping[int, str]
+"""Explanations, by the latent's place in the sample; one that failed is not there."""
+
+
 @dataclass(frozen=True)
 class Sheet:
     """One prompt: rows of `asked`, all of one latent."""
 
-    explainer: str
-    scorer: str
+    key: ScoreKey
     latent: int
     rows: Ints
     prompt: prompts.Prompt
@@ -36,57 +44,58 @@ class Sheet:
 
 def judged(
     scorers: Sequence[LlmScorer],
-    texts: Mapping[str, Mapping[int, str]],
+    texts: Mapping[Explained, Texts],
     split: Split,
     vocabulary: Sequence[str],
     client: Client,
-    each: int,
+    config: AutointerpConfig,
     seed: int,
     advance: Advance,
 ) -> list[pa.Table]:
-    """Have the model judge every explanation (by explainer and latent) for every scorer, `each` contexts a prompt."""
+    """Have the model judge every explanation (by latent) for every scorer, on each pool that is scored on."""
     asked = {
-        scorer.name: scorer.ask(scorer.examples(split).with_both(), derive_seed(seed, scorer.name))
-        for scorer in scorers
+        (scorer.name, score_on): scorer.ask(examples.with_both(), derive_seed(seed, scorer.name))
+        for scorer, (score_on, examples) in itertools.product(scorers, split.score.items())
     }
     sheets = [
         sheet
-        for explainer, own in texts.items()
-        for scorer in scorers
+        for (explainer, explain_from), own in texts.items()
+        for scorer, score_on in itertools.product(scorers, split.score)
+        for key in [ScoreKey(explainer, explain_from, scorer.name, score_on)]
         for latent, text in own.items()
-        for sheet in _sheets(explainer, scorer, latent, text, asked[scorer.name], vocabulary, each, seed)
+        for sheet in _sheets(key, scorer, latent, text, asked[scorer.name, score_on], vocabulary, config, seed)
     ]
     answers = client.ask_all([sheet.prompt for sheet in sheets], advance)
-    found: dict[tuple[str, str], list[tuple[Sheet, Answer]]] = {}
+    found: dict[ScoreKey, list[tuple[Sheet, Answer]]] = {}
     for sheet, answer in zip(sheets, answers, strict=True):
-        found.setdefault((sheet.explainer, sheet.scorer), []).append((sheet, answer))
-    return [_scores(explainer, name, asked[name], own) for (explainer, name), own in found.items()]
+        found.setdefault(sheet.key, []).append((sheet, answer))
+    return [_scores(key, config, asked[key.scorer, key.score_on], own) for key, own in found.items()]
 
 
 def _sheets(
-    explainer: str,
+    key: ScoreKey,
     scorer: LlmScorer,
     latent: int,
     text: str,
     asked: Asked,
     vocabulary: Sequence[str],
-    each: int,
+    config: AutointerpConfig,
     seed: int,
 ) -> list[Sheet]:
     """One latent's prompts: its contexts in random order, those of one turn together."""
     generator = numpy_generator(seed, scorer.name, "order", latent)
     rows = generator.permutation(asked.rows_of(latent))
-    sheets = []
+    sheets, each = [], config.llm.examples_per_prompt
     for turn in np.unique(asked.turn[rows]):
         own = rows[asked.turn[rows] == turn]
         for start in range(0, len(own), each):
             part = own[start : start + each]
             prompt = prompts.judge(scorer.question, text, asked.tokens[part], asked.marked[part], vocabulary)
-            sheets.append(Sheet(explainer, scorer.name, latent, part, prompt))
+            sheets.append(Sheet(key, latent, part, prompt))
     return sheets
 
 
-def _scores(explainer: str, scorer: str, asked: Asked, sheets: Sequence[tuple[Sheet, Answer]]) -> pa.Table:
+def _scores(key: ScoreKey, config: AutointerpConfig, asked: Asked, sheets: Sequence[tuple[Sheet, Answer]]) -> pa.Table:
     """A latent has a score when all of its prompts were answered: what is refused is not refused at random."""
     said, probable = np.full(len(asked.latent), np.nan), np.full(len(asked.latent), np.nan)
     failures: dict[int, list[str]] = {}
@@ -103,13 +112,13 @@ def _scores(explainer: str, scorer: str, asked: Asked, sheets: Sequence[tuple[Sh
     yes = np.where(np.isin(asked.latent, without), said, probable)
     verdict = score(Rated(asked.latent[kept], yes[kept], asked.truth[kept]))
     remarks = [ONE_POINT if latent in without else "" for latent in verdict.latent]
-    failed = _failed(explainer, scorer, asked, sheets, failures)
-    return pa.concat_tables([scores_table(explainer, scorer, verdict, remarks), failed])
+    failed = _failed(key, config, asked, sheets, failures)
+    return pa.concat_tables([scores_table(key, config, verdict, remarks), failed])
 
 
 def _failed(
-    explainer: str,
-    scorer: str,
+    key: ScoreKey,
+    config: AutointerpConfig,
     asked: Asked,
     sheets: Sequence[tuple[Sheet, Answer]],
     failures: Mapping[int, Sequence[str]],
@@ -120,7 +129,9 @@ def _failed(
         prompts_of_it = sum(sheet.latent == latent for sheet, _ in sheets)
         reason = f"{len(reasons)} of {prompts_of_it} prompts: {reasons[0]}"
         rows.append(
-            {"latent": latent, "explainer": explainer, "scorer": scorer, "status": "failed", "reason": reason}
+            key._asdict()
+            | {"split_by": config.split_by, "examples": config.examples}
+            | {"latent": latent, "status": "failed", "reason": reason}
             | {"positives": int(truth.sum()), "negatives": int((~truth).sum())}
         )
     return pa.Table.from_pylist(rows, schema=SCORES)

@@ -90,7 +90,22 @@ def learn(examples: Examples, d_sae: int, vocabulary: int) -> Lexicon:
     kept = _best(np.concatenate([c[1] for c in counted]), np.concatenate(gains))
     bounds = np.cumsum([len(c[0]) for c in counted])[:-1]
     levels = tuple(Level(*c, k) for c, k in zip(counted, np.split(kept, bounds), strict=True))
-    return Lexicon(levels, base, prior)
+    return Lexicon(_pruned(levels, base), base, prior)
+
+
+def _pruned(levels: Sequence[Level], base: int) -> tuple[Level, ...]:
+    """Without the n-grams that are no rule and lead to none: a hundredth is left, which is all that is looked up."""
+    needed = [level.kept.copy() for level in levels]
+    for number in range(len(levels) - 1, 0, -1):
+        needed[number - 1][levels[number].key[needed[number]] // base] = True
+    found: list[Level] = []
+    for number, (level, rows) in enumerate(zip(levels, needed, strict=True)):
+        key = level.key[rows]
+        if number:
+            key = (np.cumsum(needed[number - 1]) - 1)[key // base] * base + key % base
+        seen, marked = level.seen[rows], level.marked[rows]
+        found.append(Level(key, level.latent[rows], seen, marked, level.probability[rows], level.kept[rows]))
+    return tuple(found)
 
 
 def _best(latent: Ints, gain: Float[NDArray[np.float64], " ngram"]) -> NDArray[np.bool_]:
@@ -111,6 +126,8 @@ def _backwards(tokens: Int[NDArray[np.int32], "example position"]) -> list[Ints]
 def _look_up(keys: Ints, parent: Ints, token: Ints, base: int) -> Ints:
     """Rows of the n-grams, −1 where there is none."""
     wanted = parent * base + token
+    if not len(keys):
+        return np.full(len(wanted), -1)
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[place] == wanted, place, -1)
 

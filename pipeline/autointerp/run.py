@@ -1,6 +1,7 @@
 """Explains and scores all latents of an SAE without a model: firings come in, tables of texts and scores go out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -8,10 +9,10 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 
 from pipeline.autointerp import lexical
-from pipeline.autointerp.examples import Split, draw
+from pipeline.autointerp.examples import Protocol, Split, draw
 from pipeline.autointerp.scorers import Scores, score
 from pipeline.autointerp.tables import SCORERS, LexicalScorer
-from pipeline.config import AutointerpConfig, CollectConfig
+from pipeline.config import AutointerpConfig, Pool
 from pipeline.latents.collect import Firings, Windows, nullable
 from pipeline.seeds import derive_seed
 
@@ -26,42 +27,66 @@ def explain_and_score(
     where: Windows,
     corpus: Int[NDArray[np.int32], " token"],
     vocabulary: Sequence[str],
-    collect: CollectConfig,
+    protocol: Protocol,
     config: AutointerpConfig,
     seed: int,
 ) -> tuple[pa.Table, pa.Table]:
-    """The tables `explanations` (a row for every latent) and `scores` (a row for each scored latent and scorer).
+    """The tables `explanations` (a row for every latent and pool that is explained from) and `scores` (a row for each
+    scored latent, scorer, and pair of pools).
 
     The lexical explainer always works, because its rows also say which latents qualify and why the others do not.
     """
-    split = draw(fired, where, corpus, collect, config, seed)
-    lexicon = lexical.learn(split.explain, len(where.count), len(vocabulary))
-    rows = [SCORERS[name] for name in config.scorers]
-    scores = [_scores(row, split, lexicon, seed) for row in rows if isinstance(row, LexicalScorer)]
-    return _explanations(split, lexicon, vocabulary), pa.concat_tables([SCORES.empty_table(), *scores])
+    split = draw(fired, where, corpus, protocol, seed)
+    explanations, scores = [], [SCORES.empty_table()]
+    for explain_from, shown in split.explain.items():
+        lexicon = lexical.learn(shown, len(where.count), len(vocabulary))
+        explanations.append(_explanations(explain_from, split, lexicon, vocabulary))
+        scores += [
+            scores_table(ScoreKey("lexical", explain_from, scorer.name, score_on), config, verdict)
+            for scorer, score_on, verdict in lexical_scores(split, lexicon, config.scorers, seed)
+        ]
+    return pa.concat_tables(explanations), pa.concat_tables(scores)
 
 
-def _scores(scorer: LexicalScorer, split: Split, lexicon: lexical.Lexicon, seed: int) -> pa.Table:
-    examples = scorer.examples(split)
-    verdict = score(scorer.rate(examples, lexicon.probabilities(examples), derive_seed(seed, scorer.name)))
-    return scores_table("lexical", scorer.name, verdict)
+def lexical_scores(
+    split: Split, lexicon: lexical.Lexicon, scorers: Sequence[str], seed: int
+) -> Iterator[tuple[LexicalScorer, Pool, Scores]]:
+    """What the lexical ones among these scorers make of the rules, on each pool that is scored on."""
+    for score_on, examples in split.score.items():
+        probabilities = lexicon.probabilities(examples)
+        for scorer in (SCORERS[name] for name in scorers):
+            if isinstance(scorer, LexicalScorer):
+                yield scorer, score_on, score(scorer.rate(examples, probabilities, derive_seed(seed, scorer.name)))
+
+
+class ScoreKey(NamedTuple):
+    """Which explanation is scored, and how."""
+
+    explainer: str
+    explain_from: Pool
+    scorer: str
+    score_on: Pool
 
 
 SCORES = pa.schema(
-    [("latent", pa.int64()), ("explainer", pa.string()), ("scorer", pa.string())]
+    [("latent", pa.int64()), *((name, pa.string()) for name in ScoreKey._fields)]
+    + [("split_by", pa.string()), ("examples", pa.int32())]
     + [(name, pa.float64()) for name in ("auroc", "balanced_accuracy", "f1", "auprc")]
     + [("positives", pa.int64()), ("negatives", pa.int64()), ("status", pa.string()), ("reason", pa.string())]
 )
 """Columns of the table `scores`, without the SAE."""
 
 
-def scores_table(explainer: str, scorer: str, verdict: Scores, reasons: Sequence[str] | None = None) -> pa.Table:
+def scores_table(
+    key: ScoreKey, config: AutointerpConfig, verdict: Scores, reasons: Sequence[str] | None = None
+) -> pa.Table:
     """Rows of the table `scores` for latents that have one; `reasons` holds remarks on them."""
     count = len(verdict.latent)
     columns = {
         "latent": verdict.latent,
-        "explainer": [explainer] * count,
-        "scorer": [scorer] * count,
+        **{name: [value] * count for name, value in key._asdict().items()},
+        "split_by": [config.split_by] * count,
+        "examples": [config.examples] * count,
         "auroc": nullable(verdict.auroc),
         "balanced_accuracy": nullable(verdict.balanced_accuracy),
         "f1": nullable(verdict.f1),
@@ -74,7 +99,7 @@ def scores_table(explainer: str, scorer: str, verdict: Scores, reasons: Sequence
     return pa.table(columns, schema=SCORES)
 
 
-def _explanations(split: Split, lexicon: lexical.Lexicon, vocabulary: Sequence[str]) -> pa.Table:
+def _explanations(explain_from: Pool, split: Split, lexicon: lexical.Lexicon, vocabulary: Sequence[str]) -> pa.Table:
     found = lexical.rules(lexicon)
     good = [reason == "" for reason in split.excluded]
     own = [found.get(latent, []) for latent in range(len(good))]
@@ -82,6 +107,7 @@ def _explanations(split: Split, lexicon: lexical.Lexicon, vocabulary: Sequence[s
         {
             "latent": np.arange(len(good)),
             "explainer": ["lexical"] * len(good),
+            "explain_from": [explain_from] * len(good),
             "text": pa.array([lexical.text(o, vocabulary) if g else None for o, g in zip(own, good, strict=True)]),
             "rules": pa.array([lexical.as_json(o) if g else None for o, g in zip(own, good, strict=True)]),
             "status": ["ok" if g else "not_applicable" for g in good],

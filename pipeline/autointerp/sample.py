@@ -2,34 +2,34 @@
 out.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 from jaxtyping import Int
 from numpy.typing import NDArray
 
 from pipeline.autointerp import prompts
 from pipeline.autointerp.client import Client
 from pipeline.autointerp.embedding import Sentences, similarities
-from pipeline.autointerp.examples import Examples, Split, draw
-from pipeline.autointerp.judge import judged
-from pipeline.autointerp.run import SCORES, part_seed, scores_table
+from pipeline.autointerp.examples import Examples, Protocol, Split, draw
+from pipeline.autointerp.judge import Explained, Texts, judged
+from pipeline.autointerp.run import SCORES, ScoreKey, part_seed, scores_table
 from pipeline.autointerp.scorers import Rated, score
 from pipeline.autointerp.tables import SCORERS, LlmScorer
-from pipeline.config import AutointerpConfig, CollectConfig
+from pipeline.config import AutointerpConfig, Pool
 from pipeline.latents import collect as collecting
 from pipeline.latents.collect import Firings, Ints
 from pipeline.progress import Advance
 from pipeline.seeds import numpy_generator
 
 EXPLANATIONS = pa.schema(
-    [("latent", pa.int64())] + [(name, pa.string()) for name in ("explainer", "text", "rules", "status", "reason")]
+    [("latent", pa.int64())]
+    + [(name, pa.string()) for name in ("explainer", "explain_from", "text", "rules", "status", "reason")]
 )
-
-Texts = Mapping[int, str]
-"""Explanations, by the latent's place in the sample; one that failed is not there."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def explain_and_score_sample(
     explained: pa.Table,
     corpus: Int[NDArray[np.int32], " token"],
     tools: Tools,
-    collect: CollectConfig,
+    window: int,
+    protocol: Protocol,
     config: AutointerpConfig,
     seed: int,
     advance: Advance,
@@ -65,27 +66,35 @@ def explain_and_score_sample(
     chosen = sample_latents(explained, config.latents, seed)
     if len(chosen) == 0:
         return EXPLANATIONS.empty_table(), SCORES.empty_table()
-    split = split_again(chosen, fired, corpus, collect, config, seed)
-    known = dict(zip(explained["latent"].to_pylist(), explained["text"].to_pylist(), strict=True))
-    texts: dict[str, Texts] = {"lexical": {place: known[latent] for place, latent in enumerate(chosen.tolist())}}
-    explanations = EXPLANATIONS.empty_table()
-    if "llm" in config.explainers:
-        explanations, texts["llm"] = _explain(len(chosen), split.explain, tools, config, advance)
-    texts = {name: texts[name] for name in config.explainers}
+    split = split_again(chosen, fired, corpus, window, protocol, seed)
+    texts: dict[Explained, Texts] = {}
+    explanations = [EXPLANATIONS.empty_table()]
+    for explain_from, shown in split.explain.items():
+        if "lexical" in config.explainers:
+            texts["lexical", explain_from] = _learnt(explained, explain_from, chosen)
+        if "llm" in config.explainers:
+            rows, texts["llm", explain_from] = _explain(len(chosen), explain_from, shown, tools, config, advance)
+            explanations.append(rows)
     tables = [SCORES.empty_table(), *_embedding_scores(texts, split, tools, config, advance)]
     scorers = [row for row in (SCORERS[name] for name in config.scorers) if isinstance(row, LlmScorer)]
     if scorers:
-        each = config.llm.examples_per_prompt
-        tables += judged(scorers, texts, split, tools.vocabulary, tools.model, each, seed, advance)
+        tables += judged(scorers, texts, split, tools.vocabulary, tools.model, config, seed, advance)
     scores = pa.concat_tables(tables)
     scores = pa.concat_tables([scores, _missing(scores, texts, len(chosen), config)])
-    return _renamed(explanations, chosen), _renamed(scores, chosen)
+    return _renamed(pa.concat_tables(explanations), chosen), _renamed(scores, chosen)
+
+
+def _learnt(explained: pa.Table, explain_from: Pool, chosen: Ints) -> Texts:
+    """The lexical explanations of the chosen latents."""
+    own = explained.filter(pa.compute.equal(explained["explain_from"], explain_from))
+    known = dict(zip(own["latent"].to_pylist(), own["text"].to_pylist(), strict=True))
+    return {place: known[latent] for place, latent in enumerate(chosen.tolist())}
 
 
 def sample_latents(explained: pa.Table, count: int, seed: int) -> Ints:
     """So many latents, drawn at random from those that qualify (all where there are fewer), ascending."""
     good = np.array([status == "ok" for status in explained["status"].to_pylist()], dtype=bool)
-    latents = explained["latent"].to_numpy()[good].astype(np.int64)
+    latents = np.unique(explained["latent"].to_numpy()[good].astype(np.int64))
     return np.sort(numpy_generator(seed, "autointerp", "sample").permutation(latents)[:count])
 
 
@@ -93,8 +102,8 @@ def split_again(
     chosen: Ints,
     fired: Firings,
     corpus: Int[NDArray[np.int32], " token"],
-    collect: CollectConfig,
-    config: AutointerpConfig,
+    window: int,
+    protocol: Protocol,
     seed: int,
 ) -> Split:
     """The split that `explain_and_score` drew, of the chosen latents alone, numbered by their places among them.
@@ -108,19 +117,13 @@ def split_again(
         if len(own) == 0:
             continue
         part = fired.part(first, last)
-        where = collecting.windows(part, corpus.size, collect.window)
-        drawn = draw(part, where, corpus, collect, config, part_seed(seed, first))
-        parts.append(drawn.of(chosen, first))
-    return Split(
-        explain=Examples.joined([part.explain for part in parts]),
-        strongest=Examples.joined([part.strongest for part in parts]),
-        quantiles=Examples.joined([part.quantiles for part in parts]),
-        excluded=np.concatenate([part.excluded for part in parts]),
-    )
+        where = collecting.windows(part, corpus.size, window)
+        parts.append(draw(part, where, corpus, protocol, part_seed(seed, first)).of(chosen, first))
+    return Split.joined(parts)
 
 
 def _explain(
-    count: int, examples: Examples, tools: Tools, config: AutointerpConfig, advance: Advance
+    count: int, explain_from: Pool, examples: Examples, tools: Tools, config: AutointerpConfig, advance: Advance
 ) -> tuple[pa.Table, Texts]:
     """Rows of `explanations` by the language model, and those that are texts."""
     asked = [explain_prompt(examples, place, tools.vocabulary, config.llm.explain_examples) for place in range(count)]
@@ -131,7 +134,10 @@ def _explain(
         if text:
             texts[place] = text
         status = "ok" if text else "failed"
-        rows.append({"latent": place, "explainer": "llm", "text": text, "status": status, "reason": reason})
+        rows.append(
+            {"latent": place, "explainer": "llm", "explain_from": explain_from}
+            | {"text": text, "status": status, "reason": reason}
+        )
     return pa.Table.from_pylist(rows, schema=EXPLANATIONS), texts
 
 
@@ -142,14 +148,15 @@ def explain_prompt(examples: Examples, latent: int, vocabulary: Sequence[str], c
 
 
 def _embedding_scores(
-    texts: Mapping[str, Texts], split: Split, tools: Tools, config: AutointerpConfig, advance: Advance
+    texts: Mapping[Explained, Texts], split: Split, tools: Tools, config: AutointerpConfig, advance: Advance
 ) -> list[pa.Table]:
     tables = []
-    for scorer in (SCORERS[name] for name in config.scorers if SCORERS[name].kind == "embedding"):
-        examples = scorer.examples(split).with_both()
+    names = [name for name in config.scorers if SCORERS[name].kind == "embedding"]
+    for name, (score_on, drawn) in itertools.product(names, split.score.items()):
+        examples = drawn.with_both()
         silent = np.zeros(examples.tokens.shape[1], dtype=bool)
         contexts = np.array([prompts.excerpt(row, silent, tools.vocabulary) for row in examples.tokens], dtype=object)
-        for explainer, own in texts.items():
+        for (explainer, explain_from), own in texts.items():
             yes = np.full(len(contexts), np.nan)
             for done, (place, text) in enumerate(own.items(), start=1):
                 rows = np.flatnonzero(examples.latent == place)
@@ -159,23 +166,26 @@ def _embedding_scores(
             kept = ~np.isnan(yes)
             verdict = score(Rated(examples.latent[kept], yes[kept], examples.active[kept]))
             none = np.full(len(verdict.latent), np.nan)
-            tables.append(scores_table(explainer, scorer.name, replace(verdict, balanced_accuracy=none, f1=none)))
+            verdict = replace(verdict, balanced_accuracy=none, f1=none)
+            tables.append(scores_table(ScoreKey(explainer, explain_from, name, score_on), config, verdict))
     return tables
 
 
-def _missing(scores: pa.Table, texts: Mapping[str, Texts], count: int, config: AutointerpConfig) -> pa.Table:
+def _missing(scores: pa.Table, texts: Mapping[Explained, Texts], count: int, config: AutointerpConfig) -> pa.Table:
     """Rows for what was not scored, with the reason."""
-    columns = [scores[name].to_pylist() for name in ("explainer", "scorer", "latent")]
+    columns = [scores[name].to_pylist() for name in (*ScoreKey._fields, "latent")]
     there = set(zip(*columns, strict=True))
     rows = [
-        {"latent": place, "explainer": explainer, "scorer": name, "positives": 0, "negatives": 0}
+        key._asdict()
+        | {"latent": place, "split_by": config.split_by, "examples": config.examples, "positives": 0, "negatives": 0}
         | {"status": "not_applicable"}
         | {"reason": "no unseen contexts of both kinds" if place in own else "no explanation"}
-        for explainer, own in texts.items()
-        for name in config.scorers
+        for (explainer, explain_from), own in texts.items()
+        for name, score_on in itertools.product(config.scorers, config.score_on)
         if SCORERS[name].kind != "lexical"
+        for key in [ScoreKey(explainer, explain_from, name, score_on)]
         for place in range(count)
-        if (explainer, name, place) not in there
+        if (*key, place) not in there
     ]
     return pa.Table.from_pylist(rows, schema=SCORES)
 

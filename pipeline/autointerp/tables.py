@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from pipeline.autointerp import prompts
 from pipeline.autointerp.embedding import model_folder
-from pipeline.autointerp.examples import Examples, Split
+from pipeline.autointerp.examples import Examples
 from pipeline.autointerp.questions import Asked, ask_detection, ask_fuzzing, ask_fuzzing_hard
 from pipeline.autointerp.scorers import Rated, detection, fuzzing
-from pipeline.config import AutointerpConfig
+from pipeline.config import AutointerpConfig, Pool
 from pipeline.errors import LineupError
+from pipeline.measures.metrics import Metric
 
 Kind: TypeAlias = Literal["lexical", "embedding", "llm"]
 """What does the work. `lexical` is fast and treats all latents; the others treat a sample of `autointerp.latents`."""
@@ -33,9 +34,9 @@ class Scorer:
     """A question put to an explanation about examples that the explainer has not seen."""
 
     name: str
+    label: str
     description: str
     kind: Kind
-    examples: Callable[[Split], Examples]
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,6 @@ class LlmScorer(Scorer):
 
     ask: Callable[[Examples, int], Asked]
     question: str
-
-
-def strongest(split: Split) -> Examples:
-    """The half of the strongest contexts that the explainer has not seen."""
-    return split.strongest
-
-
-def quantiles(split: Split) -> Examples:
-    """Contexts of all strengths."""
-    return split.quantiles
 
 
 EXPLAINERS: dict[str, Explainer] = {
@@ -85,66 +76,102 @@ SCORERS: dict[str, Scorer] = {
     for row in (
         LexicalScorer(
             "detection",
-            "does this context activate the latent? (strongest contexts)",
+            "Detection",
+            "how well the explanation tells contexts that activate the latent from silent ones",
             "lexical",
-            strongest,
             detection,
         ),
         LexicalScorer(
             "fuzzing",
-            "are the marked tokens the ones that activate it? (strongest contexts)",
+            "Fuzzing",
+            "how well the explanation tells rightly marked tokens from as many random marks in silent contexts",
             "lexical",
-            strongest,
-            fuzzing,
-        ),
-        LexicalScorer(
-            "detection_quantiles",
-            "detection on contexts of all strengths, from quantiles of the activation",
-            "lexical",
-            quantiles,
-            detection,
-        ),
-        LexicalScorer(
-            "fuzzing_quantiles",
-            "fuzzing on contexts of all strengths, from quantiles of the activation",
-            "lexical",
-            quantiles,
             fuzzing,
         ),
         Scorer(
             "embedding",
-            "cosine of the explanation's sentence embedding with that of each context, of all strengths and silent;"
-            " a cosine has no threshold of its own: AUROC and AUPRC only",
+            "Embedding",
+            "how well the cosine between the sentence embeddings of explanation and context tells contexts that"
+            " activate the latent from silent ones; a cosine has no threshold of its own: AUROC and AUPRC only",
             "embedding",
-            quantiles,
         ),
         LlmScorer(
             "llm_detection",
-            "a language model is given the explanation: does this context, of any strength, activate the latent?",
+            "LLM detection",
+            "how well a language model, given the explanation, tells contexts that activate the latent from silent"
+            " ones, by its probability of yes; without log-probs a single operating point",
             "llm",
-            quantiles,
             ask_detection,
             prompts.DETECTION,
         ),
         LlmScorer(
             "llm_fuzzing",
-            "a language model is given the explanation: are the marked tokens the ones that activate the latent?"
-            " Silent contexts bear random marks",
+            "LLM fuzzing",
+            "how well a language model, given the explanation, tells rightly marked tokens from random marks in silent"
+            " contexts",
             "llm",
-            quantiles,
             ask_fuzzing,
             prompts.FUZZING,
         ),
         LlmScorer(
             "llm_fuzzing_hard",
-            "the same among activating contexts alone: right tokens marked against wrong ones",
+            "LLM fuzzing, hard",
+            "the same with wrong marks in activating contexts: knowing which contexts activate it does not help",
             "llm",
-            quantiles,
             ask_fuzzing_hard,
             prompts.FUZZING,
         ),
     )
 }
+
+POOL_WORDS: dict[Pool, str] = {
+    "strongest": "strongest contexts",
+    "quantiles": "all strengths",
+    "random": "random contexts",
+}
+"""What pages call a pool."""
+
+
+def score_metrics(config: AutointerpConfig) -> list[Metric]:
+    """What each score of a study means: a row of `metrics` and a column of `latents` for every scorer and protocol, in
+    the order of the study file.
+    """
+    return [
+        _score_metric(SCORERS[name], explain_from, score_on)
+        for explain_from, score_on in _own_pools_first(config)
+        for name in config.scorers
+    ]
+
+
+def _own_pools_first(config: AutointerpConfig) -> list[tuple[Pool, Pool]]:
+    """What is explained and scored on the same pool, then the rest."""
+    pairs = [(explain_from, score_on) for explain_from in config.explain_from for score_on in config.score_on]
+    return sorted(pairs, key=lambda pair: pair[0] != pair[1])
+
+
+def _score_metric(scorer: Scorer, explain_from: Pool, score_on: Pool) -> Metric:
+    protocol, words = str(score_on), POOL_WORDS[score_on]
+    if explain_from != score_on:
+        protocol, words = f"{explain_from}_to_{score_on}", f"{POOL_WORDS[explain_from]} → {words}"
+    drawn = {
+        "strongest": "the contexts of its largest activations",
+        "quantiles": "contexts of all strengths, equally many from strata of its activations",
+        "random": "its activating contexts at random",
+    }
+    return Metric(
+        f"{scorer.name}_{protocol}_auroc",
+        "latent",
+        f"{scorer.label} AUROC, {words}",
+        "",
+        f"{scorer.description[0].upper()}{scorer.description[1:]}. Explained from {drawn[explain_from]}; scored on"
+        f" {drawn[score_on]}, none of which the explainer has seen. Area under the ROC curve: 0.5 is chance.",
+        True,
+        lower=0,
+        upper=1,
+        scorer=scorer.name,
+        explain_from=explain_from,
+        score_on=score_on,
+    )
 
 
 def check_scorers(config: AutointerpConfig) -> None:
@@ -184,6 +211,11 @@ def _check_llm(config: AutointerpConfig) -> None:
             f"autointerp.llm.explain_examples {llm.explain_examples} is more than half of autointerp.examples"
             f" {config.examples}: the other half is kept for scoring."
         )
+
+
+def has_curve(config: AutointerpConfig) -> bool:
+    """Whether there is a specification curve: of lexical scores, where the study has any."""
+    return config.specifications.latents > 0 and any(SCORERS[name].kind == "lexical" for name in config.scorers)
 
 
 def needs_llm(config: AutointerpConfig) -> bool:

@@ -226,7 +226,8 @@ def contexts(fired: Firings, where: Windows, config: CollectConfig, sequence_len
     silent_latent, silent_window = non_activating(where, config.non_activating_contexts, seed)
     top_order, top_rank = rank_within(where.latent, -where.peak)
     top_rows, top_rank = top_order[top_rank < config.top_contexts], top_rank[top_rank < config.top_contexts]
-    rows, stratum, rank = by_quantile(where, config.quantiles, config.contexts_per_quantile, seed)
+    strata, each = config.quantiles, config.contexts_per_quantile
+    rows, stratum, rank = by_quantile(where.latent, where.peak, strata, each, numpy_generator(seed, "quantiles"))
     active = np.concatenate([top_rows, rows])
     silent = np.zeros(len(silent_latent), dtype=np.int64)
     window = np.concatenate([where.window[active], silent_window])
@@ -246,35 +247,37 @@ def contexts(fired: Firings, where: Windows, config: CollectConfig, sequence_len
     }
 
 
-def by_quantile(where: Windows, quantiles: int, each: int, seed: int) -> tuple[Ints, Ints, Ints]:
-    """Random contexts from strata of equal count by peak activation: rows of `where`, stratum, rank in the stratum."""
-    order, rank = rank_within(where.latent, where.peak)
-    stratum = rank * quantiles // where.count[where.latent[order]]
-    group = where.latent[order] * quantiles + stratum
-    chosen, place = shuffle_within(group, numpy_generator(seed, "quantiles"))
+def by_quantile(
+    latent: Ints, peak: Floats, quantiles: int, each: int, generator: np.random.Generator
+) -> tuple[Ints, Ints, Ints]:
+    """Random contexts from strata of equal count by peak activation: rows, their stratum, their rank in the stratum."""
+    order, rank = rank_within(latent, peak)
+    stratum = rank * quantiles // np.bincount(latent)[latent[order]]
+    chosen, place = shuffle_within(latent[order] * quantiles + stratum, generator)
     keep = place < each
     return order[chosen[keep]], stratum[chosen[keep]], place[keep]
 
 
-def non_activating(where: Windows, each: int, seed: int) -> tuple[Ints, Ints]:
+def non_activating(where: Windows, each: int, seed: int, among: Ints | None = None) -> tuple[Ints, Ints]:
     """Random contexts, without replacement, in which each alive latent is silent: latents and windows, by latent.
 
-    A latent gets fewer where fewer exist, and none when it fires in every context: a state of its own.
+    `among` are the windows to draw from, all where there is none. A latent gets fewer where fewer exist, and none when
+    it fires in every context: a state of its own.
     """
     alive = np.flatnonzero(where.count)
     generator = numpy_generator(seed, "non-activating")
-    shuffled = generator.permutation(where.total)
-    tries = min(4 * each, where.total)
-    offset = generator.integers(where.total, size=len(alive))
-    tried = shuffled[(offset[:, None] + np.arange(tries)) % where.total]
+    shuffled = generator.permutation(where.total if among is None else among)
+    tries = min(4 * each, len(shuffled))
+    offset = generator.integers(max(len(shuffled), 1), size=len(alive))
+    tried = shuffled[(offset[:, None] + np.arange(tries)) % max(len(shuffled), 1)]
     silent = ~_fires_in(where, alive[:, None] * where.total + tried)
     place = np.cumsum(silent, axis=1)
-    enough = place[:, -1] >= min(each, tries) if len(alive) else np.zeros(0, dtype=bool)
+    enough = place[:, -1] >= min(each, tries) if tried.size else np.zeros(len(alive), dtype=bool)
     keep = silent & (place <= each) & enough[:, None]
     latents, picked = [np.repeat(alive, keep.sum(1))], [tried[keep]]
     for latent in alive[~enough]:  # so dense that a draw misses: take from all that are left
         busy = where.window[where.start[latent] : where.start[latent + 1]]
-        left = generator.permutation(np.setdiff1d(np.arange(where.total), busy))[:each]
+        left = generator.permutation(np.setdiff1d(shuffled, busy))[:each]
         latents.append(np.full(len(left), latent))
         picked.append(left)
     order = np.argsort(np.concatenate(latents), kind="stable")

@@ -26,6 +26,9 @@ class Metric(NamedTuple):
     scale: Literal["linear", "log"] = "linear"
     lower: float | None = None
     upper: float | None = None
+    scorer: str | None = None
+    explain_from: str | None = None
+    score_on: str | None = None
 
 
 METRICS: tuple[Metric, ...] = (
@@ -63,23 +66,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("decoder_norm", "latent", "Decoder norm", "", "Norm of the latent's decoder row as trained, before it is folded into the encoder.", None, "linear", 0),
     Metric("largest_cosine", "latent", "Largest cosine", "", "Largest cosine of the latent's decoder row to another latent's: near 1, another one does nearly the same.", None, "linear", None, 1),
     Metric("firings", "latent", "Firings", "tokens", "Collected tokens on which the latent is active.", None, "log", 0),
-    Metric("detection_auroc", "latent", "Detection AUROC", "", "How well the explanation, learnt from half of the latent's strongest contexts, tells the other half from contexts in which the latent is silent: area under the ROC curve, 0.5 is chance.", True, "linear", 0, 1),
-    Metric("fuzzing_auroc", "latent", "Fuzzing AUROC", "", "How well the explanation tells the rightly marked tokens of strong contexts it was not learnt from, from as many random tokens marked where the latent is silent: area under the ROC curve, 0.5 is chance.", True, "linear", 0, 1),
-    Metric("detection_quantiles_auroc", "latent", "Detection AUROC, all strengths", "", "The same explanation's detection AUROC on contexts from quantiles of equal count over the whole range of the latent's activations. Lower than on the strongest contexts where these flatter the latent.", True, "linear", 0, 1),
-    Metric("fuzzing_quantiles_auroc", "latent", "Fuzzing AUROC, all strengths", "", "The same explanation's fuzzing AUROC on contexts from quantiles of equal count over the whole range of the latent's activations.", True, "linear", 0, 1),
-    Metric("detection_balanced_accuracy", "latent", "Detection balanced accuracy", "", "Mean of the true positive and true negative rates of detection on the strongest contexts, judged at probability 0.5.", True, "linear", 0, 1),
-    Metric("fuzzing_balanced_accuracy", "latent", "Fuzzing balanced accuracy", "", "Mean of the true positive and true negative rates of fuzzing on the strongest contexts, judged at probability 0.5.", True, "linear", 0, 1),
-    Metric("detection_quantiles_balanced_accuracy", "latent", "Detection balanced accuracy, all strengths", "", "Mean of the true positive and true negative rates of detection on contexts of all strengths, judged at probability 0.5.", True, "linear", 0, 1),
-    Metric("fuzzing_quantiles_balanced_accuracy", "latent", "Fuzzing balanced accuracy, all strengths", "", "Mean of the true positive and true negative rates of fuzzing on contexts of all strengths, judged at probability 0.5.", True, "linear", 0, 1),
-    Metric("embedding_auroc", "latent", "Embedding AUROC", "", "How well the cosine between the sentence embeddings of explanation and context tells contexts of all strengths from silent ones; of a sample of latents. Where there are several explanations, the language model's.", True, "linear", 0, 1),
-    Metric("llm_detection_auroc", "latent", "LLM detection AUROC", "", "How well a language model, given the explanation, tells contexts of all strengths from silent ones, by its probability of yes; of a sample of latents. Without log-probs it is a single operating point.", True, "linear", 0, 1),
-    Metric("llm_fuzzing_auroc", "latent", "LLM fuzzing AUROC", "", "How well a language model, given the explanation, tells rightly marked tokens from random marks in silent contexts; of a sample of latents.", True, "linear", 0, 1),
-    Metric("llm_fuzzing_hard_auroc", "latent", "LLM fuzzing AUROC, hard", "", "The same with wrong marks in activating contexts: knowing which contexts activate the latent does not help.", True, "linear", 0, 1),
-    Metric("best_match_correlation", "latent", "Best match", "Pearson r", "Largest correlation of the latent's activations, token by token, with any latent of another variant at the same layer.", None, "linear", None, 1),
+    Metric("best_match_correlation", "latent", "Best match", "Pearson r", "Largest correlation of the latent's activations, token by token, with any latent of another variant at the same layer: a maximum, which grows with the number of variants and of latents.", None, "linear", None, 1),
 )  # fmt: skip
 
 
-def metrics_table(metrics: Sequence[Metric] = METRICS) -> pa.Table:
+def metrics_table(metrics: Sequence[Metric]) -> pa.Table:
     """Rows for the table `metrics`, in this order."""
     rows = [metric._asdict() | {"position": place} for place, metric in enumerate(metrics)]
     renamed = [{("metric" if key == "name" else key): value for key, value in row.items()} for row in rows]
@@ -87,7 +78,10 @@ def metrics_table(metrics: Sequence[Metric] = METRICS) -> pa.Table:
 
 
 _METRICS_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("metric", "level", "label", "unit", "description", "scale")]
+    [
+        (name, pa.string())
+        for name in ("metric", "level", "label", "unit", "description", "scale", "scorer", "explain_from", "score_on")
+    ]
     + [("position", pa.int32()), ("higher_is_better", pa.bool_()), ("lower", pa.float64()), ("upper", pa.float64())]
 )
 

@@ -13,6 +13,7 @@ from pipeline.seeds import derive_seed
 
 ALL = "logistic_regression"
 """Stands for all statistics together: an out-of-fold logistic regression on them."""
+MATCH = "best_match_correlation"
 REPLICATES = 200
 """Bootstrap replicates over latents."""
 FOLDS = 5
@@ -36,6 +37,7 @@ Row = dict[str, Any]
 def tell_table(
     saes: Sequence[Mapping[str, Any]],
     latents: Mapping[int, Mapping[str, Array]],
+    matches: Mapping[tuple[int, int], Mapping[int, float]],
     statistics: Sequence[str],
     seed: int,
     advance: Advance | None = None,
@@ -43,18 +45,27 @@ def tell_table(
     """Table `tells`: each random SAE against the trained one in the same place, every statistic, plain and matched.
 
     `saes` have `sae`, `is_trained` and the columns in `PLACE`; `latents` gives, by SAE, statistics of alive latents as
-    [latents].
+    [latents], among them their number `latent`. The best match of a latent is the one in the other SAE of its pair,
+    out of `matches`: a maximum over more SAEs would be larger for that alone.
     """
     rows: list[Row] = []
     trained = {_place(sae): sae["sae"] for sae in saes if sae["is_trained"]}
     pairs = [(trained[_place(s)], s["sae"]) for s in saes if not s["is_trained"] and _place(s) in trained]
     for ours, theirs in pairs:
         own = derive_seed(seed, "tell", ours, theirs)
-        for row in tell(latents[ours], latents[theirs], statistics, own):
+        one, other = (
+            dict(latents[here]) | {MATCH: _of_pair(latents[here], matches.get((here, there), {}))}
+            for here, there in ((ours, theirs), (theirs, ours))
+        )
+        for row in tell(one, other, statistics, own):
             rows.append({"trained_sae": ours, "random_sae": theirs} | row)
             if advance is not None:
                 advance(len(rows), 2 * len(pairs) * (len(statistics) + 1))
     return pa.Table.from_pylist(rows, schema=pa.schema(FIELDS))
+
+
+def _of_pair(latents: Mapping[str, Array], best: Mapping[int, float]) -> Array:
+    return np.array([best.get(int(latent), np.nan) for latent in latents["latent"]])
 
 
 def _place(sae: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -85,7 +96,15 @@ def tell(
 
 
 def match_density(trained: Array, random: Array, rng: np.random.Generator) -> tuple[Indices, Indices]:
-    """Indices of equally many latents of both, from each bin of log10 density as many as the smaller side has."""
+    """Indices, ascending, of equally many latents of both, from each bin of log10 density as many as the smaller side
+    has.
+    """
+    one, other = matched_pairs(trained, random, rng)
+    return np.sort(one), np.sort(other)
+
+
+def matched_pairs(trained: Array, random: Array, rng: np.random.Generator) -> tuple[Indices, Indices]:
+    """The same in pairs, drawn at random, that share a bin."""
     bins = [np.floor(np.log10(density) / DECADES) for density in (trained, random)]
     chosen: tuple[list[Indices], list[Indices]] = ([], [])
     for value in np.intersect1d(bins[0], bins[1]):
@@ -94,7 +113,7 @@ def match_density(trained: Array, random: Array, rng: np.random.Generator) -> tu
         for side, found in zip(chosen, members, strict=True):
             side.append(rng.permutation(found)[:size])
     none = np.empty(0, dtype=np.intp)
-    return np.sort(np.concatenate([none, *chosen[0]])), np.sort(np.concatenate([none, *chosen[1]]))
+    return np.concatenate([none, *chosen[0]]), np.concatenate([none, *chosen[1]])
 
 
 def _auroc(truth: NDArray[np.bool_], values: Array, rng: np.random.Generator) -> Row:

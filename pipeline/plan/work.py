@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from pipeline.activations import PIECE_TOKENS
 from pipeline.autointerp.estimate import Estimate, estimate
+from pipeline.autointerp.tables import has_curve
 from pipeline.config import ModelConfig, SaeConfig, Study, layers_of
 from pipeline.models.load import check_layers
 from pipeline.models.shapes import Shape
@@ -25,7 +26,8 @@ FLOAT = 4
 TOKENISE = 3e-6  # a token
 DRAW = 25e-9  # a parameter: redrawn and hashed
 TABLE = 0.7e-6  # an activation: sorted into statistics and contexts
-LEXICAL = 2.2e-3  # a latent: explained and scored
+LEARN = 0.35e-3  # a latent: explained from 40 contexts of 32 tokens (with as many silent ones, half of all shown)
+SCORE = 0.15e-3  # such an explanation: scored on the other half
 EMBED = 0.1  # a latent: its contexts run through the sentence model
 PRODUCT = 50e-9  # two latents active on the same token
 CELL = 60e-9  # a pair of latents whose correlation is ranked
@@ -229,8 +231,27 @@ def _losses(work: Work) -> Amount:
 
 def _score(work: Work) -> Amount:
     settings = work.study.autointerp
-    embedded = EMBED * settings.latents * len(settings.explainers) * ("embedding" in settings.scorers)
-    return Amount(core_seconds=sum(work.each(sae) * (LEXICAL * work.d_sae(sae) + embedded) for sae in work.study.saes))
+    pools = len(settings.explain_from) * len(settings.score_on)
+    embedded = EMBED * settings.latents * len(settings.explainers) * pools * ("embedding" in settings.scorers)
+    size = settings.examples * work.study.collect.window
+    lexical = _lexical(len(settings.explain_from), len(settings.score_on), size)
+    return Amount(core_seconds=sum(work.each(sae) * (lexical * work.d_sae(sae) + embedded) for sae in work.study.saes))
+
+
+def _lexical(explain_from: int, score_on: int, tokens: int) -> float:
+    """Core seconds a latent with so many pools, and tokens in its activating examples."""
+    return explain_from * (LEARN + score_on * SCORE) * tokens / (40 * 32)
+
+
+def _curves(work: Work) -> Amount:
+    """Every random SAE against the trained one in its place, a sample of both under every protocol."""
+    study, config = work.study, work.study.autointerp.specifications
+    if not has_curve(study.autointerp):
+        return Amount()
+    size = len(config.split_by) * sum(study.curve_windows) * sum(study.curve_examples)
+    each = 2 * config.latents * _lexical(len(config.explain_from), len(config.score_on), size)
+    pairs = (work.draws - 1) * work.points * sum(seeds_of(study, sae) for sae in study.saes)
+    return Amount(core_seconds=pairs * each)
 
 
 def _match(work: Work) -> Amount:
@@ -246,7 +267,8 @@ def _match(work: Work) -> Amount:
 
 
 def _tell(work: Work) -> Amount:
-    numbers = 2 * (STATISTICS + 2 * len(work.study.autointerp.scorers))
+    config = work.study.autointerp
+    numbers = 2 * (STATISTICS + len(config.scorers) * len(config.explain_from) * len(config.score_on))
     latents = sum(work.points * seeds_of(work.study, sae) * work.d_sae(sae) for sae in work.study.saes)
     return Amount(serial_seconds=(work.draws - 1) * latents * numbers * 2 * TELL)
 
@@ -276,6 +298,7 @@ STAGES = (
     Stage("losses through the SAEs", _losses, 0.72),
     Stage("explaining and scoring", _score),
     Stage("matching latents", _match),
+    Stage("scores under every protocol", _curves),
     Stage("which numbers can tell", _tell),
     Stage("writing the database", _write),
 )

@@ -68,6 +68,19 @@ class Corpus:
         facts = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
         return cls(**load_file(folder / "corpus.safetensors"), **facts)
 
+    def halves(self, window: int) -> NDArray[np.bool_]:
+        """Which windows of so many tokens lie in the second half of the documents, [window of the flattened corpus].
+
+        Documents are dealt out from the largest down, each to the half that has less, so that both have about as much
+        text; the same halves for every latent.
+        """
+        sizes = np.bincount(self.article.numpy(), minlength=len(self.titles))
+        second, filled = np.zeros(len(sizes), dtype=bool), [0, 0]
+        for article in np.argsort(-sizes, kind="stable"):
+            second[article] = filled[1] < filled[0]
+            filled[int(second[article])] += int(sizes[article])
+        return np.repeat(second[self.article.numpy()], self.tokens.shape[1] // window)
+
     def tables(self) -> dict[str, pa.Table]:
         """The rows of `articles` and `sequences` in schema.sql."""
         n_sequences, n_positions = self.tokens.shape

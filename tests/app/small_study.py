@@ -21,6 +21,7 @@ SCRIPT = "<script>window.hacked=1;alert(1)</script>"
 """A token of the vocabulary; also in an explanation, an article's title and a variant's label."""
 FORMULA = '=cmd()|"/C calc"!A0 \'quoted\' & <b onmouseover="window.hacked=1">bold</b>'
 FAILURE = "the endpoint answered 500 five times"
+POOL = "quantiles"
 VARIANTS = ("trained", "rerandomized_incl_embeddings", "control")
 LAYERS = (0, 1, 3)
 WINDOW = 32
@@ -53,8 +54,19 @@ METRICS: tuple[tuple[Any, ...], ...] = (
     ("token_entropy_all", "latent", "token entropy, all", "nats", "The same, all firings.", None, "linear", 0, None),
     ("top_token_share", "latent", "top token share", "", "Mass on one token.", None, "linear", 0, 1),
     ("decoder_norm", "latent", "decoder norm", "", "Norm of the decoder row.", None, "linear", 0, None),
-    ("detection_auroc", "latent", "detection AUROC", "", "Does the window activate it?", True, "linear", 0, 1),
-    ("fuzzing_auroc", "latent", "fuzzing AUROC", "", "Are these the tokens?", True, "linear", 0, 1),
+    (
+        "detection_auroc",
+        "latent",
+        "detection AUROC",
+        "",
+        "Does the window activate it?",
+        True,
+        "linear",
+        0,
+        1,
+        "detection",
+    ),
+    ("fuzzing_auroc", "latent", "fuzzing AUROC", "", "Are these the tokens?", True, "linear", 0, 1, "fuzzing"),
     ("best_match_correlation", "latent", "best match", "", "Largest Pearson r.", None, "linear", -1, 1),
 )
 
@@ -164,7 +176,8 @@ def _head(shape: Shape, complete: bool, rng: random.Random) -> dict[str, Rows]:
         ],
         **_texts(shape, rng),
         "metrics": [
-            dict(zip(("metric", "level", "label", "unit", "description", "higher_is_better", "scale", "lower", "upper"), row, strict=True))
+            dict(zip(("metric", "level", "label", "unit", "description", "higher_is_better", "scale", "lower", "upper"), row, strict=False))
+            | ({"scorer": row[9], "explain_from": POOL, "score_on": POOL} if len(row) > 9 else dict.fromkeys(("scorer", "explain_from", "score_on")))
             | {"position": at}
             for at, row in enumerate(METRICS)
         ],
@@ -232,7 +245,7 @@ def _latent(
     top_token = VOCABULARY.index(SCRIPT) if number == 0 else rng.randrange(len(VOCABULARY))
     largest = rng.uniform(1, 20) / (1 + position)
     state = "dead" if dead else "too_few_contexts" if number % 10 == 8 else "scored" if scored else "pending"
-    state = {3: "no_non_activating_contexts", 13: "failed"}.get(number, state)
+    state = {3: "too_few_non_activating_contexts", 13: "failed"}.get(number, state)
     auroc = min(1.0, max(0.0, rng.gauss(0.9 - 0.13 * position, 0.08)))
     firings = 0 if dead else int(10 ** rng.uniform(1, 4.5))
     live: dict[str, Any] = {
@@ -265,7 +278,7 @@ def _latent(
 def _explanation(
     tables: Mapping[str, Rows], sae: int, number: int, state: str, auroc: float, rng: random.Random
 ) -> None:
-    keys = {"sae": sae, "latent": number, "explainer": "lexical"}
+    keys = {"sae": sae, "latent": number, "explainer": "lexical", "explain_from": POOL}
     words = [rng.choice(_WORDS).strip() for _ in range(3)]
     text = (
         FORMULA
@@ -287,7 +300,12 @@ def _explanation(
             "f1": auroc,
             "auprc": auroc,
         }
-        tables["scores"].append(keys | outcome | score | {"positives": 20, "negatives": 20})
+        tables["scores"].append(
+            keys
+            | outcome
+            | score
+            | {"score_on": POOL, "split_by": "window", "examples": 40, "positives": 20, "negatives": 20}
+        )
 
 
 def _contexts(rows: Rows, sae: int, number: int, largest: float, top: int, silent: bool, rng: random.Random) -> None:

@@ -130,7 +130,7 @@ def test_a_dead_latent_says_so_and_has_no_numbers(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("latent", "words"),
     [
-        (3, "Active in every context, so nothing"),
+        (3, "Silent in too few contexts to score it"),
         (8, "Too few activating contexts to score"),
         (13, "The explainer failed: the endpoint answered 500 five times"),
     ],

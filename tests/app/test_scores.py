@@ -68,12 +68,15 @@ def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
         connection.execute("CREATE TABLE variants (variant VARCHAR, position INTEGER)")
         connection.execute("INSERT INTO variants VALUES ('v', 0)")
         connection.execute(
-            "CREATE TABLE scores (sae INTEGER, explainer VARCHAR, scorer VARCHAR, auroc DOUBLE,"
+            "CREATE TABLE scores (sae INTEGER, explainer VARCHAR, scorer VARCHAR, explain_from VARCHAR,"
+            " score_on VARCHAR, split_by VARCHAR, examples INTEGER, auroc DOUBLE,"
             " balanced_accuracy DOUBLE, f1 DOUBLE, auprc DOUBLE)"
         )
         values = [[sae, float(x)] for sae in range(300) for x in rng.exponential(size=40)]
         connection.execute("INSERT INTO saes SELECT range, 0, 'v' FROM range(300)")
-        connection.executemany("INSERT INTO scores VALUES (?, 'e', 's', ?, 0, 0, 0)", values)
+        connection.executemany(
+            "INSERT INTO scores VALUES (?, 'e', 's', 'random', 'random', 'window', 40, ?, 0, 0, 0)", values
+        )
 
         class Plain:
             def rows(self, sql: str, parameters: object) -> list[Row]:

@@ -13,6 +13,10 @@ from tests.pipeline.toy import save_toy_model, write_toy_corpus
 ROOT = Path(__file__).parents[2]
 
 
+CURVE = {"latents": 40, "examples": [20], "windows": [16], "explain_from": "quantiles", "score_on": "quantiles"}
+"""A curve of few points."""
+
+
 def toy_study(folder: Path, **changes: object) -> Path:
     """Write model, text and study file to the folder; gives the study file."""
     save_toy_model(folder / "model")
@@ -25,6 +29,7 @@ def toy_study(folder: Path, **changes: object) -> Path:
         "layers": [0, 2],
         "sae": {"d_sae": 96, "k": 4, "batch_tokens": 256, "learning_rate": 3e-3},
         "collect": {"window": 16, "entropy_examples": 20},
+        "autointerp": {"specifications": CURVE},
         "evaluate_ce_tokens": 256,
     }
     path = folder / "toy.yaml"

@@ -1,15 +1,16 @@
 """Explaining and scoring: the split, the rules that are learnt, and scores that can be wrong."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
 from scipy import sparse
 
-from pipeline.autointerp import check_scorers, explain_and_score, lexical, needs_llm, needs_sample
-from pipeline.autointerp.examples import Examples, draw
+from pipeline.autointerp import check_scorers, explain_and_score, lexical, needs_llm, needs_sample, score_metrics
+from pipeline.autointerp.examples import Examples, Protocol, draw
 from pipeline.autointerp.scorers import Rated, score
-from pipeline.config import AutointerpConfig, CollectConfig
+from pipeline.config import AutointerpConfig, CollectConfig, Pool, SplitBy
 from pipeline.errors import LineupError
 from pipeline.latents import collect
 
@@ -17,6 +18,16 @@ WINDOW, VOCABULARY = 16, 50
 COLLECT = CollectConfig(window=WINDOW, quantiles=5)
 CONFIG = AutointerpConfig(min_contexts=20, examples=20)
 TOKEN, AFTER, NOISE, EVERYWHERE, RARE, DEAD = range(6)
+DOCUMENT = 10
+"""Windows of each document; the odd ones are in the second half."""
+
+
+def halves(window: int) -> np.ndarray:
+    return np.arange(1_500 * WINDOW // window) // DOCUMENT % 2 == 1
+
+
+def protocol(config: AutointerpConfig) -> Protocol:
+    return Protocol.of(config, COLLECT, halves)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +63,9 @@ def where(fired: collect.Firings, corpus: np.ndarray) -> collect.Windows:
 @pytest.fixture(scope="module")
 def tables(fired: collect.Firings, where: collect.Windows, corpus: np.ndarray) -> tuple[list[dict], list[dict]]:
     words = [f" w{token}" for token in range(VOCABULARY)]
-    config = AutointerpConfig(min_contexts=8, examples=20)  # token 9 after 8 is rare
-    explanations, scores = explain_and_score(fired, where, corpus, words, COLLECT, config, seed=0)
+    pools = {"explain_from": "strongest", "score_on": "strongest"}
+    config = AutointerpConfig(min_contexts=8, examples=8, **pools)  # token 9 after 8 is rare
+    explanations, scores = explain_and_score(fired, where, corpus, words, protocol(config), config, seed=0)
     return explanations.to_pylist(), scores.to_pylist()
 
 
@@ -61,43 +73,104 @@ def auroc(tables: tuple[list[dict], list[dict]], latent: int, scorer: str) -> fl
     return next(row["auroc"] for row in tables[1] if (row["latent"], row["scorer"]) == (latent, scorer))
 
 
+POOLS: tuple[Pool, ...] = ("strongest", "quantiles", "random")
+
+
+@pytest.fixture(scope="module", params=["window", "document"])
+def split_by(request: pytest.FixtureRequest) -> SplitBy:
+    return request.param  # type: ignore[no-any-return]
+
+
+def places(examples: Examples, latent: int, active: bool | None = None) -> set[int]:
+    """Windows of a latent's examples, drawn from a corpus in which every token is its own place."""
+    own = examples.latent == latent
+    return set((examples.tokens[own if active is None else own & (examples.active == active)][:, 0] // WINDOW).tolist())
+
+
 def test_no_context_is_shown_to_the_explainer_and_scored_as_well(
-    fired: collect.Firings, where: collect.Windows, corpus: np.ndarray
+    fired: collect.Firings, where: collect.Windows, corpus: np.ndarray, split_by: SplitBy
 ) -> None:
-    marked_by_place = np.arange(len(corpus), dtype=np.int32)  # a corpus in which every token is its own place
-    split = draw(fired, where, marked_by_place, COLLECT, CONFIG, seed=0)
-    for latent in (TOKEN, NOISE):
-        seen = {row[0] for row in split.explain.tokens[split.explain.latent == latent]}
-        for half in (split.strongest, split.quantiles):
-            scored = {row[0] for row in half.tokens[half.latent == latent]}
-            assert len(scored) > 10
-            assert not seen & scored
-        assert len(seen) == 20
-    assert split.explain.active.sum() == split.strongest.active.sum()
+    config = CONFIG.model_copy(update={"explain_from": POOLS, "score_on": POOLS, "split_by": split_by})
+    split = draw(fired, where, np.arange(len(corpus), dtype=np.int32), protocol(config), seed=0)
+    for latent, (shown, scored) in itertools.product(
+        (TOKEN, NOISE), itertools.product(split.explain.values(), split.score.values())
+    ):
+        for half in (shown, scored):
+            assert [len(places(half, latent, active)) for active in (True, False)] == [10, 10]
+        assert not places(shown, latent) & places(scored, latent)
+        if split_by == "document":
+            assert not {p // DOCUMENT for p in places(shown, latent)} & {p // DOCUMENT for p in places(scored, latent)}
 
 
-def test_the_explainer_sees_the_strongest_contexts_and_the_quantiles_are_weaker(
-    fired: collect.Firings, where: collect.Windows, corpus: np.ndarray
+def test_each_pool_is_what_its_name_says(
+    fired: collect.Firings, where: collect.Windows, corpus: np.ndarray, split_by: SplitBy
 ) -> None:
-    split = draw(fired, where, np.arange(len(corpus), dtype=np.int32), COLLECT, CONFIG, seed=0)
-    peaks = dict(zip(where.window[where.latent == TOKEN] * WINDOW, where.peak[where.latent == TOKEN], strict=True))
+    config = CONFIG.model_copy(update={"explain_from": POOLS, "score_on": POOLS, "split_by": split_by})
+    split = draw(fired, where, np.arange(len(corpus), dtype=np.int32), protocol(config), seed=0)
+    peaks = dict(zip(where.window[where.latent == TOKEN], where.peak[where.latent == TOKEN], strict=True))
+    ranked = sorted(peaks, key=lambda window: -peaks[window])
 
-    def shown(half: Examples) -> list[float]:
-        return [peaks[row[0]] for row in half.tokens[(half.latent == TOKEN) & half.active]]
+    def ranks(half: Examples) -> list[int]:
+        return sorted(ranked.index(window) for window in places(half, TOKEN, active=True))
 
-    both = sorted(shown(split.explain) + shown(split.strongest), reverse=True)
-    assert both == sorted(peaks.values(), reverse=True)[:20]
-    assert np.mean(shown(split.quantiles)) < min(both)
+    strongest = [ranks(half["strongest"]) for half in (split.explain, split.score)]
+    assert all(max(own) < 45 for own in strongest)  # of some 400, the first ten of either half
+    if split_by == "document":
+        second = halves(WINDOW)
+        expected = [[r for r, w in enumerate(ranked) if second[w] == part][:10] for part in (False, True)]
+        assert strongest == expected
+    for half in (split.explain, split.score):
+        strata = np.array(ranks(half["quantiles"])) * 5 // len(ranked)
+        assert (np.abs(np.bincount(strata, minlength=5) - 2) <= 1).all()  # those of the half, not quite of the whole
+        assert max(ranks(half["random"])) > len(ranked) / 2
+        assert ranks(half["random"]) != ranks(half["quantiles"])
 
 
 def test_every_latent_without_a_score_has_its_reason(
     fired: collect.Firings, where: collect.Windows, corpus: np.ndarray
 ) -> None:
-    split = draw(fired, where, corpus, COLLECT, CONFIG, seed=0)
+    split = draw(fired, where, corpus, protocol(CONFIG), seed=0)
     assert split.excluded[[TOKEN, NOISE]].tolist() == ["", ""]
-    assert split.excluded[EVERYWHERE] == "no_non_activating_contexts"
+    assert split.excluded[EVERYWHERE] == "too_few_non_activating_contexts"
     assert split.excluded[RARE] == "too_few_contexts"
     assert split.excluded[DEAD] == "dead"
+
+
+@pytest.mark.parametrize(("silent", "reason"), [(19, "too_few_non_activating_contexts"), (20, "")])
+def test_an_auroc_from_fewer_than_ten_negatives_is_a_state(corpus: np.ndarray, silent: int, reason: str) -> None:
+    fires = np.ones((len(corpus), 1), np.float32)
+    fires[: silent * WINDOW] = 0
+    dense = collect.firings(sparse.csr_array(fires))
+    config = AutointerpConfig(min_contexts=40, examples=40)
+    split = draw(dense, collect.windows(dense, len(corpus), WINDOW), corpus, protocol(config), seed=0)
+    assert split.excluded.tolist() == [reason]
+
+
+def test_a_latent_of_one_document_has_nothing_to_be_scored_on_when_documents_are_split(corpus: np.ndarray) -> None:
+    fires = np.zeros((len(corpus), 1), np.float32)
+    fires[: DOCUMENT * WINDOW : WINDOW] = 1
+    local = collect.firings(sparse.csr_array(fires))
+    where = collect.windows(local, len(corpus), WINDOW)
+    config = AutointerpConfig(min_contexts=10, examples=10)
+    for how, reason in (("window", ""), ("document", "too_few_contexts")):
+        own = protocol(config.model_copy(update={"split_by": how}))
+        assert draw(local, where, corpus, own, seed=0).excluded.tolist() == [reason]
+
+
+def test_scores_carry_their_protocol(fired: collect.Firings, where: collect.Windows, corpus: np.ndarray) -> None:
+    config = CONFIG.model_copy(update={"explain_from": POOLS[:2], "score_on": POOLS[1:], "split_by": "document"})
+    words = [str(token) for token in range(VOCABULARY)]
+    explanations, scores = explain_and_score(fired, where, corpus, words, protocol(config), config, seed=0)
+    rows = scores.to_pylist()
+    assert {(row["explain_from"], row["score_on"]) for row in rows} == set(itertools.product(POOLS[:2], POOLS[1:]))
+    assert {(row["split_by"], row["examples"]) for row in rows} == {("document", 20)}
+    assert explanations.num_rows == 2 * len(where.count)
+    named = [metric.name for metric in score_metrics(config)]
+    assert named == [
+        f"{scorer}_{protocol}_auroc"
+        for protocol in ("quantiles", "strongest_to_quantiles", "strongest_to_random", "quantiles_to_random")
+        for scorer in ("detection", "fuzzing")
+    ]
 
 
 def test_a_token_latent_is_explained_by_its_token_and_scores_one(tables: tuple[list[dict], list[dict]]) -> None:
@@ -123,7 +196,7 @@ def test_chance_is_chance_over_many_random_latents(corpus: np.ndarray) -> None:
     fired = collect.firings(sparse.csr_array(fires.astype(np.float32)))
     where = collect.windows(fired, len(corpus), WINDOW)
     words = [str(token) for token in range(VOCABULARY)]
-    _, scores = explain_and_score(fired, where, corpus, words, COLLECT, CONFIG, seed=0)
+    _, scores = explain_and_score(fired, where, corpus, words, protocol(CONFIG), CONFIG, seed=0)
     for scorer in ("detection", "fuzzing"):
         found = [row["auroc"] for row in scores.to_pylist() if row["scorer"] == scorer]
         error = np.std(found) / len(found) ** 0.5
@@ -203,8 +276,8 @@ def test_where_nothing_is_called_active_there_is_no_f1() -> None:
 
 def test_no_latents_no_scores(corpus: np.ndarray) -> None:
     nothing = collect.firings(sparse.csr_array(np.zeros((len(corpus), 3), np.float32)))
-    where = collect.windows(nothing, len(corpus), WINDOW)
-    explanations, scores = explain_and_score(nothing, where, corpus, ["a"] * VOCABULARY, COLLECT, CONFIG, seed=0)
+    where, words = collect.windows(nothing, len(corpus), WINDOW), ["a"] * VOCABULARY
+    explanations, scores = explain_and_score(nothing, where, corpus, words, protocol(CONFIG), CONFIG, seed=0)
     assert scores.num_rows == 0
     assert explanations["status"].to_pylist() == ["not_applicable"] * 3
 
@@ -214,7 +287,7 @@ def test_only_the_scorers_that_were_asked_for_score(
 ) -> None:
     config = CONFIG.model_copy(update={"scorers": ("fuzzing", "embedding")})
     words = [str(token) for token in range(VOCABULARY)]
-    _, scores = explain_and_score(fired, where, corpus, words, COLLECT, config, seed=0)
+    _, scores = explain_and_score(fired, where, corpus, words, protocol(config), config, seed=0)
     assert set(scores["scorer"].to_pylist()) == {"fuzzing"}
 
 
@@ -254,6 +327,6 @@ def test_a_language_model_is_needed_only_where_it_is_asked() -> None:
 
 def test_same_seed_same_tables(fired: collect.Firings, where: collect.Windows, corpus: np.ndarray) -> None:
     words = [str(token) for token in range(VOCABULARY)]
-    one, same = (explain_and_score(fired, where, corpus, words, COLLECT, CONFIG, seed=5) for _ in range(2))
+    one, same = (explain_and_score(fired, where, corpus, words, protocol(CONFIG), CONFIG, seed=5) for _ in range(2))
     assert one[0].equals(same[0])
     assert one[1].equals(same[1])

@@ -120,7 +120,8 @@ def test_top_contexts_are_the_strongest_in_order(
 
 
 def test_quantile_strata_have_equal_counts_and_rise(where: collect.Windows) -> None:
-    rows, stratum, _ = collect.by_quantile(where, quantiles=4, each=1_000, seed=0)
+    generator = np.random.default_rng(0)
+    rows, stratum, _ = collect.by_quantile(where.latent, where.peak, 4, 1_000, generator)
     mine = where.latent[rows] == 4
     counts = np.bincount(stratum[mine])
     assert counts.max() - counts.min() <= 1

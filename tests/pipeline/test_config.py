@@ -22,9 +22,10 @@ def test_every_study_in_the_repository_is_valid_and_named_like_its_file(path: Pa
     assert load_study(path).name == path.stem
 
 
-def test_the_demo_writes_out_the_defaults() -> None:
+def test_the_demo_writes_out_the_defaults_and_scores_by_four_protocols() -> None:
     demo = load_study(STUDIES / "demo.yaml")
-    assert demo == Study(name="demo", title=demo.title)
+    pools = {"explain_from": ["quantiles", "strongest"], "score_on": ["quantiles", "strongest"]}
+    assert demo == Study(name="demo", title=demo.title, autointerp=pools)
 
 
 def test_a_name_is_enough(tmp_path: Path) -> None:

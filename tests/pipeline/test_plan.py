@@ -269,7 +269,8 @@ def test_layers_and_variants_that_do_not_exist_are_errors() -> None:
 
 
 def test_the_text_has_every_stage_and_says_what_it_assumes() -> None:
-    made = study(autointerp=asking(price_in=1.0), corpus={"training_tokens": 1000})
+    asked = asking(price_in=1.0) | {"scorers": ["detection", "llm_detection"]}
+    made = study(autointerp=asked, corpus={"training_tokens": 1000})
     machines = [HERE, BESIDE_A_GPU._replace(memory=None, disk=None)]
     text = render(made, [plan(made, [SHAPE], machine) for machine in machines])
     assert "All numbers are estimates." in text

@@ -8,7 +8,7 @@ import pytest
 from pipeline.artefacts import Artefacts
 from pipeline.config import Study
 from pipeline.measures.metrics import METRICS
-from pipeline.publish import FEWEST_SECONDS, MOST_SECONDS, Finished, wanted
+from pipeline.publish import FEWEST_SECONDS, MOST_SECONDS, Finished, metrics_of_study
 
 
 def finished(folder: Path, **changes: object) -> Finished:
@@ -43,10 +43,12 @@ def test_a_pause_while_it_is_written_does_not_put_the_next_time_off_for_hours(
 
 
 def test_scores_are_wanted_when_their_scorer_is_asked(tmp_path: Path) -> None:
-    study = finished(tmp_path, autointerp={"scorers": ["detection_quantiles", "llm_fuzzing_hard"]}).study
-    scores = {metric.name for metric in METRICS if metric.name.endswith("auroc") and wanted(metric, study)}
-    assert scores == {"detection_quantiles_auroc", "llm_fuzzing_hard_auroc"}
-    assert all(wanted(metric, study) for metric in METRICS if metric.level == "sae")
+    asked = {"scorers": ["detection", "llm_fuzzing_hard"], "score_on": ["random", "quantiles"]}
+    metrics = metrics_of_study(finished(tmp_path, autointerp=asked).study)
+    scores = [metric.name for metric in metrics if metric.scorer]
+    names = ("quantiles", "quantiles_to_random")
+    assert scores == [f"{scorer}_{name}_auroc" for name in names for scorer in ("detection", "llm_fuzzing_hard")]
+    assert [metric for metric in metrics if not metric.scorer] == list(METRICS)
 
 
 def test_trained_variants_are_not_drawn_twice(tmp_path: Path) -> None:

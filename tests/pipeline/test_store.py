@@ -7,7 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.autointerp import score_metrics
+from pipeline.config import AutointerpConfig
 from pipeline.errors import LineupError
+from pipeline.measures.metrics import metrics_table
 from pipeline.store import Part, write_study
 
 
@@ -32,6 +35,7 @@ def test_parts_get_their_constants_and_scores_become_columns(tmp_path: Path) -> 
     pq.write_table(latents(2), tmp_path / "latents.parquet")
     texts = {
         "explainer": ["lexical"] * 2,
+        "explain_from": ["random"] * 2,
         "text": ["x", None],
         "status": ["ok", "not_applicable"],
         "reason": ["", "dead"],
@@ -40,16 +44,28 @@ def test_parts_get_their_constants_and_scores_become_columns(tmp_path: Path) -> 
     verdict = {"auroc": [0.7], "balanced_accuracy": [0.6], "positives": [5], "negatives": [5], "status": ["ok"]}
     scores = pa.table(
         {"sae": [4], "latent": [0], "explainer": ["lexical"], "scorer": ["fuzzing"], "reason": [""], **verdict}
+        | {"explain_from": ["random"], "score_on": ["quantiles"], "split_by": ["window"], "examples": [10]}
     )
     part = [Part(tmp_path / "latents.parquet", {"sae": sae}) for sae in (4, 5)]
     explanations = [Part(tmp_path / "explanations.parquet", {"sae": 4})]
-    write_study(tmp_path / "s.duckdb", {"latents": part, "explanations": explanations, "scores": scores})
-    found = rows(tmp_path / "s.duckdb", "SELECT sae, latent, score_state, fuzzing_auroc FROM latents ORDER BY ALL")
+    config = AutointerpConfig(scorers=("fuzzing",), explain_from="random")
+    tables = {"latents": part, "explanations": explanations, "scores": scores}
+    tables["metrics"] = metrics_table(score_metrics(config))
+    write_study(tmp_path / "s.duckdb", tables)
+    column = "fuzzing_random_to_quantiles_auroc"
+    found = rows(tmp_path / "s.duckdb", f"SELECT sae, latent, score_state, {column} FROM latents ORDER BY ALL")
     assert found == [(4, 0, "scored", 0.7), (4, 1, "dead", None), (5, 0, "pending", None), (5, 1, "pending", None)]
 
 
 def test_a_failed_explanation_is_a_state_and_its_reason_stays_with_it(tmp_path: Path) -> None:
-    rows_ = {"sae": [1], "latent": [0], "explainer": ["x"], "status": ["failed"], "reason": ["HTTP 500"]}
+    rows_ = {
+        "sae": [1],
+        "latent": [0],
+        "explainer": ["x"],
+        "explain_from": ["random"],
+        "status": ["failed"],
+        "reason": ["HTTP 500"],
+    }
     table = latents(1).append_column("sae", pa.array([1]))
     write_study(tmp_path / "s.duckdb", {"latents": table, "explanations": pa.table(rows_)})
     assert rows(tmp_path / "s.duckdb", "SELECT score_state FROM latents") == [("failed",)]

@@ -28,6 +28,8 @@ TABLES = [
         "matches",
         "tells",
         "differences",
+        "specifications",
+        "specification_curves",
     ),
 ]
 """All tables but `timings`, which says how long this run took."""

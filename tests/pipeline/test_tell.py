@@ -13,7 +13,11 @@ NAMES = ("density", "score")
 def latents(n: int, shift: float, log_density: float, seed: int) -> dict[str, Any]:
     """Densities around a power of ten, and a score that is normal around `shift`."""
     rng = np.random.default_rng(seed)
-    return {"density": 10 ** rng.normal(log_density, 0.4, n), "score": rng.normal(shift, 1.0, n)}
+    return {
+        "latent": np.arange(n),
+        "density": 10 ** rng.normal(log_density, 0.4, n),
+        "score": rng.normal(shift, 1.0, n),
+    }
 
 
 def told(trained: Any, random: Any) -> dict[tuple[str, bool], dict[str, Any]]:
@@ -83,13 +87,13 @@ def test_the_table_sets_each_random_sae_against_the_trained_one_of_its_layer() -
     saes = [PLACE | {"sae": sae, "layer": layer, "is_trained": known} for sae, layer, known in kinds]
     values = {sae: latents(40, 0, -2, sae) for sae, *_ in kinds}
     seen: list[tuple[int, int]] = []
-    table = tell_table(saes, values, NAMES, 0, lambda done, total: seen.append((done, total)))
+    table = tell_table(saes, values, {}, NAMES, 0, lambda done, total: seen.append((done, total)))
     rows = table.to_pylist()
     assert {(row["trained_sae"], row["random_sae"]) for row in rows} == {(0, 2), (1, 3)}
     assert len(rows) == 2 * 2 * 3
     assert seen[-1] == (12, 12)
-    assert tell_table(saes, values, NAMES, 0).equals(table)
-    assert not tell_table(saes, values, NAMES, 1).equals(table)
+    assert tell_table(saes, values, {}, NAMES, 0).equals(table)
+    assert not tell_table(saes, values, {}, NAMES, 1).equals(table)
 
 
 @pytest.mark.parametrize("axis", ["model", "hook", "name", "sae_seed"])
@@ -97,7 +101,26 @@ def test_only_saes_in_one_place_are_told_apart(axis: str) -> None:
     trained = PLACE | {"sae": 0, "layer": 1, "is_trained": True, "variant_seed": 0}
     random = [trained | {"sae": draw + 1, "is_trained": False, "variant_seed": draw} for draw in range(2)]
     values = {sae: latents(12, 0, -2, sae) for sae in range(3)}
-    rows = tell_table([trained, *random], values, NAMES, 0).to_pylist()
+    rows = tell_table([trained, *random], values, {}, NAMES, 0).to_pylist()
     assert {(row["trained_sae"], row["random_sae"]) for row in rows} == {(0, 1), (0, 2)}
     elsewhere = [sae | {axis: 9} for sae in random]
-    assert tell_table([trained, *elsewhere], values, NAMES, 0).num_rows == 0
+    assert tell_table([trained, *elsewhere], values, {}, NAMES, 0).num_rows == 0
+
+
+def test_a_best_match_is_the_one_of_the_pair_however_many_other_saes_there_are() -> None:
+    """Trained latents are matched with every variant, random ones with the trained one: a maximum would differ."""
+    kinds = [(0, True), (1, False), (2, False)]
+    saes = [PLACE | {"sae": sae, "layer": 1, "is_trained": known, "variant_seed": sae} for sae, known in kinds]
+    rng = np.random.default_rng(0)
+    values = {sae: latents(300, 0, -2, sae) for sae, _ in kinds}
+    pairs = [(0, 1), (1, 0), (0, 2), (2, 0)]
+    matches = {pair: dict(enumerate(rng.random(300).tolist())) for pair in pairs}
+    for sae in values:  # what the column of the list holds
+        own = [list(matches[pair].values()) for pair in pairs if pair[0] == sae]
+        values[sae] |= {"best_match_correlation": np.max(own, axis=0)}
+    names = ("density", "best_match_correlation")
+    rows = tell_table(saes, values, matches, names, 0).to_pylist()
+    found = [row for row in rows if row["statistic"] == "best_match_correlation" and not row["matched"]]
+    assert all(row["low"] < 0.5 < row["high"] for row in found)
+    alone = tell_table(saes[:2], {0: values[0], 1: values[1]}, matches, names, 0).to_pylist()
+    assert alone == [row for row in rows if row["random_sae"] == 1]
