@@ -119,6 +119,30 @@ def tells(reader: Reader, saes: Sequence[int]) -> list[Row]:
     )
 
 
+_CURVES = (
+    " JOIN saes ON sae = random_sae JOIN variants USING (variant)"
+    " WHERE random_sae IN {} ORDER BY variants.position, layer"
+)
+
+
+def specifications(reader: Reader, saes: Sequence[int]) -> list[Row]:
+    """Trained against some random SAEs' latents by their scores, under every protocol; the smallest AUROC first."""
+    return reader.rows(
+        "SELECT variant, layer, scorer, explain_from, score_on, split_by, examples, window_tokens, auroc, low, high,"
+        f" status FROM specifications {_CURVES.format(listed(saes))}, auroc, scorer, explain_from, score_on,"
+        " split_by, examples, window_tokens",
+        saes,
+    )
+
+
+def specification_curves(reader: Reader, saes: Sequence[int]) -> list[Row]:
+    """What all protocols together say of some random SAEs."""
+    return reader.rows(
+        f"SELECT variant, layer, latents, median, p_value FROM specification_curves {_CURVES.format(listed(saes))}",
+        saes,
+    )
+
+
 # Text belongs to a model, and an SAE to one: what its token ids mean is looked up through it.
 _LATENT = (
     "SELECT l.*, v.text AS top_text, e.text AS explanation FROM latents l JOIN saes USING (sae)"

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from app import across, aggregates, queries, svg
+from app import across, aggregates, queries, specifications, svg
 from app.axes import settings
 from app.charts import Curve, curve_of
 from app.db import Database
@@ -57,6 +57,7 @@ def _context(study: Study) -> dict[str, Any]:
         "models": queries.models(reader),
         "keys": [(variant, _key(curve_of(variant, []))) for variant in study.variants],
         "groups": groups,
+        "axes": specifications.CHOICES,
         "across": _across(study, groups),
         "outcomes": aggregates.outcomes(reader),
         "metrics": [*study.metrics, *study.statistics],

@@ -10,6 +10,7 @@ from app.axes import Setting, settings
 from app.charts import Curve, curve_of
 from app.db import Row
 from app.records import Metric, Sae, Variant
+from app.specifications import SpecificationCurve, curves_of
 from app.studies import Study
 from app.tables import Cell, Line, Table
 from app.telling import Heatmap, Tellings
@@ -82,6 +83,11 @@ class Group:
     def tells(self) -> Tellings:
         """Which statistic can tell, by random variant."""
         return telling.tellings(self.study, _pooled_tells(queries.tells(self.study.reader, self.numbers)))
+
+    @cached_property
+    def curves(self) -> list[SpecificationCurve]:
+        """Who scores higher, in how many protocols: over the pairs of all seeds."""
+        return curves_of(self.study, self.numbers)
 
     @cached_property
     def heatmap(self) -> Heatmap | None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from app import across, aggregates, queries, tables, telling
+from app import across, aggregates, queries, specifications, tables, telling
 from app.errors import bad_request
 from app.render import page
 from app.state import OverviewQuery, base_of, linker, study_path
@@ -36,6 +36,8 @@ def overview(request: Request, study: str, query: Annotated[OverviewQuery, Query
             "provenance": queries.provenance(opened.reader),
             "timings": queries.timings(opened.reader, opened.setting.model if opened.setting else None, opened.numbers),
             "tensors": queries.tensors(opened.reader, opened.numbers),
+            "curves": specifications.curves_of(opened, opened.numbers),
+            "axes": specifications.CHOICES,
         }
         return page(request, "overview", context | _tells(opened, query), opened)
 
@@ -57,6 +59,15 @@ def _tells(study: Study, query: OverviewQuery) -> dict[str, Any]:
     shown = study.variant(query.variant) if query.variant is not None else None
     chosen = [one for one in found if one[0] == shown]
     return {"tells": found, "glance": glance, "chosen": chosen, "layer": query.layer, "asked": query.variant}
+
+
+@router.get("/s/{study}/protocols", name="protocols")
+def protocols(request: Request, study: str) -> Response:
+    """The specification curves: who scores higher under every protocol."""
+    studies: Studies = request.app.state.studies
+    with studies.open(study) as opened:
+        found = specifications.curves_of(opened, opened.numbers)
+        return page(request, "protocols", {"curves": found, "axes": specifications.CHOICES}, opened)
 
 
 @router.get("/s/{study}/tensors", name="tensors")
