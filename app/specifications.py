@@ -20,6 +20,7 @@ CHOICES = {
     "window_tokens": "Tokens a context",
 }
 """Columns of `specifications` that make a protocol, and what pages call them."""
+ORDER = {pool: place for place, pool in enumerate(POOLS)}
 NEARLY_ALL = 0.95
 """Share of protocols from which on a verdict is said without a but."""
 
@@ -85,7 +86,7 @@ class SpecificationCurve:
         """Every value of every choice that was varied."""
         found = []
         for axis in CHOICES:
-            values = dict.fromkeys(row[axis] for row in sorted(self.rows, key=lambda row: str(row[axis]).zfill(9)))
+            values = sorted({row[axis] for row in self.rows}, key=lambda value: (ORDER.get(value, 9), value))
             for value in values if len(values) > 1 else ():
                 places = [at for at, row in enumerate(self.rows) if row[axis] == value]
                 middle = median(self.rows[at]["auroc"] for at in places)
@@ -109,7 +110,7 @@ class SpecificationCurve:
 class Figure:
     """Where everything of a drawn curve stands, in a box of `width` by `height`."""
 
-    left, right, top, width = 150.0, 14.0, 10.0, 960.0
+    left, right, top, width = 200.0, 14.0, 10.0, 1010.0
     plot, line = 190.0, 15.0
 
     def __init__(self, curve: SpecificationCurve) -> None:
