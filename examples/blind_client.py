@@ -28,7 +28,7 @@ def judge(trial: dict[str, Any]) -> int:
 def main(server: str, invite: str) -> None:
     """Label until there is nothing left."""
     api = f"{server}/api/blind"
-    token = call(f"{api}/sessions", body={"invite": invite})["token"]
+    token = call(f"{api}/sessions", body={"invite": invite, "client": "example"})["token"]
     while not (trial := call(f"{api}/trial", token))["finished"]:
         answer = {"trial": trial["trial"], "revision": trial["revision"], "answer": judge(trial)}
         call(f"{api}/answers", token, answer)

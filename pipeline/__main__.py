@@ -92,6 +92,7 @@ def _blind(parser: argparse.ArgumentParser) -> None:
     judge.add_argument("--endpoint", help="OpenAI-compatible, as http://127.0.0.1:8080/v1; without one a rule answers")
     judge.add_argument("--model", help="the model's name there; its key is read from LINEUP_LLM_KEY")
     judge.add_argument("--pseudonym", help="what to be called; else one is made up")
+    judge.add_argument("--client", help="which program this is, as one session of each counts (its model)")
     judge.set_defaults(command=_blind_judge)
 
 
@@ -200,6 +201,8 @@ def _blind_new(options: argparse.Namespace) -> None:
     server = options.server.rstrip("/")
     _say(f"for raters:        {server}{made['invitation']}")
     _say(f"for the organiser: {server}{made['organiser']}   (keep it: it is shown once)")
+    if made.get("note"):
+        _say(made["note"])
 
 
 def _blind_judge(options: argparse.Namespace) -> None:
@@ -210,7 +213,8 @@ def _blind_judge(options: argparse.Namespace) -> None:
         if not options.model:
             raise LineupError("--endpoint needs --model, the name that the endpoint gives its model.")
         judge = LanguageModel(options.endpoint, options.model, os.environ.get("LINEUP_LLM_KEY", ""))
-    result = label_all(options.invitation, judge, options.pseudonym, _say)
+    client = options.client or options.model or "rule"
+    result = label_all(options.invitation, judge, options.pseudonym, _say, client)
     _say(json.dumps(result, indent=2, ensure_ascii=False))
 
 

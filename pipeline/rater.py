@@ -74,12 +74,21 @@ def new_experiment(server: str, design: Mapping[str, Any]) -> dict[str, Any]:
     return Http(server.rstrip("/"))("/api/blind/experiments", design)
 
 
-def label_all(invitation: str, judge: Judge, pseudonym: str | None, say: Callable[[str], None]) -> dict[str, Any]:
-    """Join by an invitation link, answer every trial, and give the result, if raters are told theirs."""
+def label_all(
+    invitation: str, judge: Judge, pseudonym: str | None, say: Callable[[str], None], client: str = ""
+) -> dict[str, Any]:
+    """Join by an invitation link, answer every trial, and give the result, if raters are told theirs.
+
+    `client` says which program this is: of each, one session in an experiment counts. A judge here remembers nothing of
+    other experiments, so it is another client in each.
+    """
     base, invite = _split(invitation)
-    joined = Http(base)("/api/blind/sessions", {"invite": invite, "pseudonym": pseudonym})
+    named = {"client": f"{client[:100]} in {invite}"} if client else {}
+    joined = Http(base)("/api/blind/sessions", {"invite": invite, "pseudonym": pseudonym} | named)
     server = Http(base, joined["token"])
     say(f"joined “{joined['title']}” as {joined['pseudonym']}: {joined['total']} trials")
+    if joined.get("practice"):
+        say(joined["practice"])
     while not (trial := server("/api/blind/trial"))["finished"]:
         started = time.monotonic()
         answer = judge(joined | trial)

@@ -57,12 +57,29 @@ def test_the_command_line_sets_up_and_judges(server: str, capsys: pytest.Capture
     invitation, organiser = made(server, capsys)
     assert main(["blind", "judge", invitation, "--pseudonym", "rule"]) == 0
     printed = capsys.readouterr().out
+    assert "not counted" not in printed
     result = json.loads(printed[printed.index("{") :])
     assert result["pseudonym"] == "rule"
     assert result["share"]["n"] == 10
 
     page = urllib.request.urlopen(organiser).read().decode()
     assert "rule <small>program</small>" in page
+
+    assert main(["blind", "judge", invitation]) == 0
+    assert "practice and is not counted" in capsys.readouterr().out
+    assert main(["blind", "judge", invitation, "--client", "another rule"]) == 0
+    assert "not counted" not in capsys.readouterr().out
+
+
+def test_the_command_line_says_when_the_rule_about_gold_cannot_apply(
+    server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    design = ["--set", "trials=10", "--set", "contexts=5", "--set", "form=single", "--set", "title=t"]
+    new = ["blind", "new", "small", "--server", server, *design]
+    assert main([*new, "--set", "gold=0.1"]) == 0
+    assert "it needs 3 of them, and a rater has 1. It takes 26 trials." in capsys.readouterr().out
+    assert main([*new, "--set", "min_gold=null"]) == 0
+    assert "gold" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

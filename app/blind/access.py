@@ -13,8 +13,8 @@ from app.blind.store import LabelStore
 from app.errors import PageError, ServeError, Way
 
 COOKIE = "lineup_rater"
-COOKIE_SECONDS = 60 * 24 * 3600
-"""How long a closed tab can be come back to: 60 days."""
+COOKIE_SECONDS = 365 * 24 * 3600
+"""How long a closed tab can be come back to, and a browser is known to have had its session: a year."""
 
 
 class Labels:
@@ -65,7 +65,7 @@ def store_of(request: Request) -> LabelStore:
 
 
 def set_cookie(request: Request, response: Response, session: Session) -> None:
-    """Let this browser come back to the session."""
+    """Let this browser come back to the session; its `client` is what a later one has in common with it."""
     secret = store_of(request).cookie_secret
     response.set_cookie(
         COOKIE,
@@ -92,6 +92,12 @@ def cookie_session(request: Request) -> Session | None:
         return None
 
 
+def program_client(request: Request, experiment: str, named: str) -> str:
+    """What ties a program's sessions together: the name that it gives itself; all that give none here are one."""
+    secret = store_of(request).cookie_secret
+    return _signature(secret, f"program {named}" if named else f"program without a name in {experiment}")
+
+
 def rater(request: Request) -> Session:
     """The session that this browser is in; raises a 403."""
     session = cookie_session(request)
@@ -116,7 +122,7 @@ def program(request: Request) -> Session:
 def not_while_rating(request: Request) -> None:
     """Keep the browser of latents closed to a rater whose session is open; raises a 403."""
     session = cookie_session(request)
-    if session is not None and store_of(request).hidden_latents(session.session):
+    if session is not None and store_of(request).is_rating(session.client):
         raise PageError(
             403,
             "Closed while you label",
@@ -126,5 +132,5 @@ def not_while_rating(request: Request) -> None:
         )
 
 
-def _signature(secret: bytes, session: str) -> str:
-    return hmac.new(secret, session.encode(), hashlib.sha256).hexdigest()
+def _signature(secret: bytes, text: str) -> str:
+    return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()

@@ -49,7 +49,7 @@ def write_answer(
     if live.state.current is not asked or revision != asked.revisions + 1:
         raise stale()
     after = _insert(connection, live, asked, revision, answer)
-    if not live.frozen and asked.kind != "practice":
+    if not live.frozen and asked.kind != "practice" and live.session.practice is None:
         tables.freeze(connection, live.session.experiment)
         after = replace(after, frozen=True)
     if after.state.current is None:

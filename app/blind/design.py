@@ -10,6 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 Form: TypeAlias = Literal["single", "pair"]
 """One latent, "trained or random?"; or two side by side, "which one is trained?"."""
 
+FEWEST_GOLD = 3
+"""Gold trials that a rater must have answered before the rule about them applies: fewer say too little."""
+
+MOST_GOLD = 0.2
+"""Gold trials as a share of the main ones, at most."""
+
 NonEmpty: TypeAlias = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -59,7 +65,7 @@ class Design(BaseModel):
     """Trials before the main ones, of latents of their own, each with the truth shown after the answer."""
     repeats: Annotated[float, Field(ge=0, le=0.2)] = 0.07
     """Main trials that are shown a second time, as a share of `trials`."""
-    gold: Annotated[float, Field(ge=0, le=0.2)] = 0.05
+    gold: Annotated[float, Field(ge=0, le=MOST_GOLD)] = 0.05
     """Trials with contexts shuffled token by token, as a share of `trials`; they come on top."""
     contexts: Annotated[int, Field(ge=3, le=20)] = 8
     """Contexts shown of a latent; latents with fewer distinct ones are not drawn."""
@@ -67,9 +73,11 @@ class Design(BaseModel):
     """Distinct matched pairs that raters' trials are drawn from; None: twice what a rater needs, if there are."""
     margin: Annotated[float, Field(ge=0.01, le=0.3)] = 0.05
     """Margin of the equivalence test: distance of the accuracy from one half, as a share of trials."""
+    min_answered: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the main trials that a rater must have labelled to be counted; one label is the least."""
     min_gold: Annotated[float, Field(ge=0, le=1)] | None = 0.6
     """Share of gold trials that a rater must get right to be counted; None counts everybody."""
-    min_seconds: Annotated[float, Field(ge=0, le=60)] = 0.5
+    min_seconds: Annotated[float, Field(ge=0, le=60)] = 1.5
     """People whose median answer takes fewer seconds are not counted; programs may be fast."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the pool and the order of contexts; every rater's session has a seed of its own."""
@@ -96,6 +104,16 @@ class Design(BaseModel):
         return Counts(self.practice, self.trials, _share(self.repeats, self.trials), _share(self.gold, self.trials))
 
     @property
+    def least_labels(self) -> int:
+        """Main trials that a rater must have labelled to be counted."""
+        return max(1, math.ceil(self.min_answered * self.trials))
+
+    @property
+    def note(self) -> str:
+        """What whoever makes the experiment should know: that the rule about gold trials cannot apply; or nothing."""
+        return gold_note(self.trials, self.gold) if self.min_gold is not None else ""
+
+    @property
     def rater_pairs(self) -> int:
         """Matched pairs that the main and gold trials of one rater use up."""
         return (self.trials if self.form == "pair" else self.trials // 2) + self.counts.gold
@@ -108,6 +126,20 @@ class Design(BaseModel):
 
 def _share(share: float, trials: int) -> int:
     return max(1, round(share * trials)) if share else 0
+
+
+def gold_note(trials: int, gold: float) -> str:
+    """What it takes where so few gold trials leave nobody out; empty where the rule about them can apply."""
+    there = _share(gold, trials)
+    if there >= FEWEST_GOLD:
+        return ""
+    share = math.ceil(100 * FEWEST_GOLD / trials) / 100
+    more = next((n for n in range(10, 2001, 2) if _share(gold, n) >= FEWEST_GOLD), None)
+    ways = [f"a share of {share:g}"] * (share <= MOST_GOLD) + [f"{more} trials"] * (more is not None)
+    return (
+        f"The rule about gold trials can leave nobody out: it needs {FEWEST_GOLD} of them, and a rater has {there}."
+        f" It takes {' or '.join(ways) or f'16 trials and a share of {MOST_GOLD:g}'}."
+    )
 
 
 def read_design(values: Mapping[str, Any]) -> Design:

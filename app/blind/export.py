@@ -21,6 +21,7 @@ COLUMNS = {
     "tier": "INTEGER",
     "pseudonym": "VARCHAR",
     "rater": "VARCHAR",
+    "practice_session": "BOOLEAN",
     "position": "INTEGER",
     "kind": "VARCHAR",
     "pair": "INTEGER",

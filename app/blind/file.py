@@ -13,7 +13,8 @@ from app.blind import tables
 from app.db import first_line
 from app.errors import PageError, ServeError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Files of version 1 are brought to it when they are opened; then only programs that know it can open them."""
 
 
 class LabelFile:
@@ -92,7 +93,11 @@ class LabelFile:
     def _check(self) -> bytes:
         try:
             version, secret = tables.meta(self._connection)
-        except duckdb.Error as error:
+            if version == 1:
+                with self.transaction() as connection:
+                    tables.migrate(connection)
+                version = SCHEMA_VERSION
+        except (duckdb.Error, PageError) as error:
             self._connection.close()
             raise _unavailable(self._path, error) from error
         if version != SCHEMA_VERSION:

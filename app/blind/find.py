@@ -8,6 +8,9 @@ from app.blind.records import Experiment, Session
 from app.blind.state import Live, SessionState, TrialState, no_trial
 from app.errors import PageError
 
+UNSAID = {"min_answered": 0.0}
+"""What designs that were kept before a field was there meant by it."""
+
 
 def find_experiment(connection: tables.Connection, column: str, value: str) -> Experiment:
     """An experiment by `experiment`, `invite` or `organiser_sha256`."""
@@ -15,9 +18,8 @@ def find_experiment(connection: tables.Connection, column: str, value: str) -> E
     if row is None:
         raise PageError(404, "No such experiment", "No experiment has this address.", "Ask for a new link.")
     values = {name: row[name] for name in Experiment.__dataclass_fields__}
-    return Experiment(
-        **values | {"design": Design.model_validate_json(row["design"]), "study": json.loads(row["study"])}
-    )
+    design = Design.model_validate(UNSAID | json.loads(row["design"]))
+    return Experiment(**values | {"design": design, "study": json.loads(row["study"])})
 
 
 def find_session(connection: tables.Connection, column: str, value: str) -> Session:

@@ -4,12 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from app.blind.design import Design
+from app.blind.design import FEWEST_GOLD, Design
 from app.blind.draw import BLOCKS, CALIPER, REPEAT_DISTANCE
 from app.blind.metrics import FOLDS
 from app.blind.outcomes import MetricOutcome, Overall, RaterOutcome, Results
 from app.blind.records import Experiment
-from app.blind.votes import FEWEST_GOLD
 from app.blind.words import QUESTIONS
 from app.stats import Estimate, Interval
 from app.tokens import visible
@@ -81,36 +80,41 @@ def _trials(design: Design) -> str:
 
 
 def _rules(design: Design) -> str:
-    rules = []
+    few = "none" if design.least_labels == 1 else f"fewer than {design.least_labels}"
+    rules = [f"raters who labelled {few} of the main trials"]
     if design.min_gold is not None and design.counts.gold >= FEWEST_GOLD:
         rules.append(f"raters with fewer than {_percent(design.min_gold)} of at least {FEWEST_GOLD} gold trials right")
     if design.min_seconds:
         rules.append(f"people whose median answer took less than {design.min_seconds:g} s")
-    left_out = f"that {_listed(rules)} are left out" if rules else "that nobody is left out"
     return (
-        f"Fixed before the first label were the design, {left_out}, and the margin of equivalence,"
+        f"Fixed before the first label were the design, that {_listed(rules)} are left out, that one session of a"
+        " browser or program counts and later ones are practice, and the margin of equivalence,"
         f" {_points(design.margin)} from an accuracy of one half."
     )
 
 
 def _raters(results: Results) -> str:
-    labelled = [rater for rater in results.raters if rater.labelled]
+    labelled = [rater for rater in results.raters if rater.labelled and rater.state != "practice"]
     people, programs = (sum(rater.kind == kind for rater in labelled) for kind in ("person", "program"))
-    out = [rater for rater in labelled if not rater.kept]
-    early = sum(rater.left_early for rater in labelled if rater.kept)
+    by_state = {state: [rater for rater in labelled if rater.state == state] for state in ("excluded", "under way")}
+    out, under_way = by_state["excluded"], by_state["under way"]
+    early = sum(rater.left_early for rater in labelled if rater.state != "excluded")
+    practice = sum(rater.state == "practice" for rater in results.raters)
     return " ".join(
         sentence
         for sentence, holds in (
             (f"{_count(people, 'person', 'people')} and {_count(programs, 'program')} labelled main trials.", True),
             (f"{_count(len(out), 'of them was', 'of them were')} left out ({_reasons(out)}).", bool(out)),
+            (f"{_count(len(under_way), 'has', 'have')} not labelled enough yet.", bool(under_way)),
             (f"{early} left early; what they gave is kept.", bool(early)),
+            (f"{_count(practice, 'more session was', 'more sessions were')} practice, in no number.", bool(practice)),
         )
         if holds
     )
 
 
 def _reasons(out: Sequence[RaterOutcome]) -> str:
-    return "; ".join(f"{n} for: {reason}" for reason, n in sorted(Counter(rater.why_excluded for rater in out).items()))
+    return "; ".join(f"{n} for: {reason}" for reason, n in sorted(Counter(rater.why for rater in out).items()))
 
 
 def _accuracy(design: Design, results: Results) -> str:
@@ -179,9 +183,7 @@ def _agreement(results: Results) -> str:
 
 
 def _programs(results: Results) -> str:
-    own = [rater for rater in results.raters if rater.kind == "program" and rater.kept and rater.labelled]
-    if results.overall.who == "programs":
-        return ""
+    own = [rater for rater in results.raters if rater.state == "program"]
     return " ".join(
         f"The program “{rater.pseudonym}” had {rater.share.correct} of {rater.share.n} right"
         f" ({_percent(rater.share.value or 0.0)}, 95% interval {_span(rater.share.interval)})."

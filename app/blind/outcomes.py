@@ -13,6 +13,8 @@ Who: TypeAlias = Literal["people", "programs"]
 Property: TypeAlias = Literal["layer", "variant", "density"]
 Valid: TypeAlias = Literal["fixed", "anytime"]
 """Which intervals and tests may be read now: those of a number of labels fixed beforehand, or those of any moment."""
+State: TypeAlias = Literal["not started", "under way", "counted", "practice", "program", "excluded"]
+"""Where a rater stands: only what 'counted' ones labelled is analysed. A 'program' keeps the rules, beside people."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Sensitivity:
 class RaterOutcome:
     """One rater: `done` and `total` count all trials, `labelled` and `skipped` main ones, `same` repeats alike.
 
-    `median_seconds` is of main labels, from first paint, less the time with the tab hidden. `why_excluded` is empty for
-    raters that are kept; `note` says what else a reader should know.
+    `median_seconds` is of main labels, from first paint, less the time with the tab hidden. `why` says in words what
+    the state comes from, where that is not plain; `notes` what else a reader should know.
     """
 
     pseudonym: str
@@ -72,9 +74,9 @@ class RaterOutcome:
     median_seconds: float | None
     gold: Tally
     same: Tally
-    kept: bool
-    why_excluded: str
-    note: str
+    state: State
+    why: str
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ class MetricOutcome:
 
 @dataclass(frozen=True)
 class Results:
-    """The results of an experiment, `final` once it is closed; all but `raters` is about kept raters of `overall.who`.
+    """The results of an experiment, `final` once it is closed; all but `raters` is about counted ones.
 
     `pool` counts the matched pairs that trials were drawn from, `pairs` those among the analysed labels.
     """
@@ -201,7 +203,10 @@ class Missed:
 
 @dataclass(frozen=True)
 class RaterResult:
-    """What one rater is told at the end, about their main trials; `p_value` is of the exact test against one half."""
+    """What one rater is told at the end, about their main trials; `p_value` is of the exact test against one half.
+
+    `practice` is empty for a session that counts, and says otherwise why it does not.
+    """
 
     pseudonym: str
     share: Share
@@ -211,3 +216,4 @@ class RaterResult:
     gold: Tally
     same: Tally
     verdict: str
+    practice: str

@@ -14,6 +14,10 @@ Event: TypeAlias = Literal["label", "skip", "undo"]
 Rater: TypeAlias = Literal["person", "program"]
 
 
+Practice: TypeAlias = Literal["again", "known"]
+"""Why a whole session is practice: its browser or program has had one here, or knows too many of the latents."""
+
+
 class StaleError(PageError):
     """409: an answer to a trial that is not the session's current one, as from a second tab; nothing was written."""
 
@@ -44,7 +48,10 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Session:
-    """A row of `sessions`; `token` is a program's bearer token, given once, by `join`."""
+    """A row of `sessions`; `token` is a program's bearer token, given once, by `join`.
+
+    `client` is the same for all sessions of one browser or program; `practice` is None for a session that counts.
+    """
 
     session: str
     experiment: str
@@ -54,7 +61,21 @@ class Session:
     started_at: datetime
     finished_at: datetime | None
     left_early: bool
+    client: str
+    practice: Practice | None
     token: str | None = None
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a session of a browser or program would be, were it to begin one now.
+
+    `own` is its latest session of this experiment, `elsewhere` one of another that is open and must be ended before.
+    """
+
+    own: Session | None = None
+    elsewhere: Session | None = None
+    practice: Practice | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +150,9 @@ class Standing:
     session: str
     pseudonym: str
     rater: Rater
+    practice: Practice | None
+    started_at: datetime
+    finished_at: datetime | None
     left_early: bool
     position: int
     kind: Kind
@@ -156,6 +180,7 @@ class Logged:
     session: str
     pseudonym: str
     rater: Rater
+    practice_session: bool
     position: int
     kind: Kind
     truth: Truth

@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from app.agreement import Agreement, Level, krippendorff_alpha
 from app.blind.design import Form
+from app.blind.memory import first_told, knowing
 from app.blind.metrics import logistic_outcome, metric_outcomes, shown_latents
 from app.blind.outcomes import Breakdown, Part, Property, RaterOutcome, Results, Skips, Tally, Who
 from app.blind.overall import overall_of
@@ -41,13 +43,15 @@ PARTS = "The parts are several comparisons without a correction: some will diffe
 def results(experiment: Experiment, standing: Sequence[Standing], items: Sequence[Item], seed: int = 0) -> Results:
     """Everything there is to say about an experiment now; pieces that cannot be had are None, with the reason.
 
-    Labels of main trials by kept raters are analysed: people's, or programs' where no person has labelled. `standing`
+    Labels of main trials by counted raters are analysed: people, or programs where no person has labelled. `standing`
     and `items` are the store's; `seed` decides bootstraps and folds.
     """
     design, final = experiment.design, experiment.closed_at is not None
-    raters = {session: rater_outcome(rows, design, final) for session, rows in by_session(standing).items()}
+    sessions, told = by_session(standing), first_told(standing, design)
+    raters = {session: rater_outcome(rows, design, final) for session, rows in sessions.items()}
     who = _who(raters.values())
-    kept = {session for session, rater in raters.items() if rater.kept and rater.kind == _KINDS[who]}
+    raters = {session: _settled(rater, who, knowing(sessions[session], told)) for session, rater in raters.items()}
+    kept = {session for session, rater in raters.items() if rater.state == "counted"}
     rows = [row for row in standing if row.session in kept]
     votes = votes_of(rows)
     latents = shown_latents(votes, items, design)
@@ -69,9 +73,6 @@ def results(experiment: Experiment, standing: Sequence[Standing], items: Sequenc
     )
 
 
-_KINDS = {"people": "person", "programs": "program"}
-
-
 def by_session(standing: Iterable[Standing]) -> dict[str, list[Standing]]:
     """The rows of each session."""
     sessions: dict[str, list[Standing]] = {}
@@ -81,8 +82,15 @@ def by_session(standing: Iterable[Standing]) -> dict[str, list[Standing]]:
 
 
 def _who(raters: Collection[RaterOutcome]) -> Who:
-    labelled = {rater.kind for rater in raters if rater.labelled}
+    labelled = {rater.kind for rater in raters if rater.labelled and rater.state != "practice"}
     return "programs" if labelled == {"program"} else "people"
+
+
+def _settled(rater: RaterOutcome, who: Who, note: str) -> RaterOutcome:
+    """The rater among the others: a program that keeps the rules stands beside people, where there are any."""
+    beside = rater.kind == "program" and who == "people" and rater.state == "counted"
+    notes = (*rater.notes, note) if note and rater.state != "practice" else rater.notes
+    return replace(rater, state="program" if beside else rater.state, notes=notes)
 
 
 def _together(tallies: Sequence[Tally]) -> Tally:

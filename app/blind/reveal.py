@@ -6,6 +6,7 @@ from app.blind.outcomes import LatentLink, Missed, RaterResult, Share
 from app.blind.records import Experiment, Item, Session, Standing
 from app.blind.store import LabelStore
 from app.blind.votes import gold_of, same_of, share_of, vote_of, votes_of
+from app.blind.words import PRACTICE
 from app.stats import binomial_test
 
 SIGNIFICANT = 0.05
@@ -26,6 +27,7 @@ def rater_result(experiment: Experiment, standing_of_session: Sequence[Standing]
         gold=gold_of(rows),
         same=same_of(rows),
         verdict=verdict(share, p_value),
+        practice=PRACTICE[rows[0].practice] if rows and rows[0].practice else "",
     )
 
 

@@ -45,7 +45,9 @@ CREATE TABLE sessions (
     seed BIGINT NOT NULL,                -- with the experiment's pairs, gives the trials
     token_sha256 VARCHAR,                -- of a program's bearer token
     started_at TIMESTAMP NOT NULL, finished_at TIMESTAMP,
-    left_early BOOLEAN NOT NULL
+    left_early BOOLEAN NOT NULL,
+    client VARCHAR,                      -- the same for all sessions of one browser, or of one program; not in the cookie
+    practice VARCHAR                     -- why it does not count: again | known; NULL: it does
 );
 
 CREATE TABLE trials (

@@ -15,12 +15,15 @@ from app.blind.draw import draw_session
 from app.blind.evidence import Evidence, Prepared
 from app.blind.file import LabelFile
 from app.blind.find import find_experiment, find_live, find_session, find_trial, session_of
+from app.blind.once import look, to_end
 from app.blind.records import (
     Ack,
     Current,
     Experiment,
     Item,
     Logged,
+    Outlook,
+    Practice,
     Progress,
     Rater,
     Session,
@@ -28,7 +31,7 @@ from app.blind.records import (
     Standing,
     Undoable,
 )
-from app.blind.rows import item_of, item_rows, pair_rows, pools_of, trial_rows
+from app.blind.rows import item_of, item_rows, pair_rows, trial_rows
 from app.blind.state import Live
 from app.errors import PageError
 
@@ -99,24 +102,39 @@ class LabelStore:
             with self._file.transaction() as connection:
                 tables.close(connection, experiment)
 
-    def join(self, experiment: str, pseudonym: str | None = None, kind: Rater = "person") -> Session:
+    def join(
+        self, experiment: str, pseudonym: str | None = None, kind: Rater = "person", client: str | None = None
+    ) -> Session:
         """Begin a session with trials of its own; makes up a pseudonym where none is given.
 
-        A program's session has its bearer token, told here once. Raises a 404 for no such experiment, a 400 for a
-        pseudonym that cannot be, a 409 for one that is taken and for an experiment that is closed.
+        `client` is that of an earlier session of the same browser, or names a program; None is somebody new. A
+        program's session has its bearer token, told here once. Raises a 404 for no such experiment, a 400 for a
+        pseudonym that cannot be, a 409 for one that is taken, for an experiment that is closed, and for a client that
+        is in the middle of another session.
         """
         wanted = None if pseudonym is None else names.check_pseudonym(pseudonym)
-        with self._file.transaction() as connection:
+        client = client or secrets.token_urlsafe(18)
+        with self._writing, self._file.transaction() as connection:
             known = find_experiment(connection, "experiment", experiment)
             if known.closed_at:
                 raise PageError(409, "This experiment is closed", "It takes no more raters.", "")
-            taken = {row["pseudonym"].casefold() for row in tables.sessions(connection, experiment)}
-            session = _new_session(experiment, _free_name(wanted, taken), kind)
-            pools = pools_of(tables.items(connection, experiment))
-            trials = draw_session(pools.main, pools.practice, known.design, session.seed)
-            rows = trial_rows(session.session, trials, pools)
+            beginning = look(connection, known, client)
+            for ended in to_end(beginning):
+                self._live.pop(ended, None)
+                tables.finish(connection, ended, left_early=True)
+            taken = {names.folded(row["pseudonym"]) for row in tables.sessions(connection, experiment)}
+            session = _new_session(experiment, _free_name(wanted, taken), kind, client, beginning.outlook.practice)
+            trials = draw_session(beginning.main, beginning.pools.practice, known.design, session.seed)
+            rows = trial_rows(session.session, trials, beginning.pools)
             tables.insert_session(connection, _session_row(session), rows)
         return session
+
+    def outlook(self, experiment: str, client: str | None) -> Outlook:
+        """What a session of this client in the experiment would be now; None is somebody new. Raises a 404."""
+        if client is None:
+            return Outlook()
+        with self._file.reading() as connection:
+            return look(connection, find_experiment(connection, "experiment", experiment), client).outlook
 
     def session(self, session: str) -> Session:
         """A session by its id; raises a 404."""
@@ -213,12 +231,10 @@ class LabelStore:
         with self._file.reading() as connection:
             return find_live(connection, session)
 
-    def hidden_latents(self, session: str) -> frozenset[tuple[str, int, int]]:
-        """Variant, layer and index of the latents that a rater must not look up now: none when the session is over."""
-        if self._now(session).over:
-            return frozenset()
+    def is_rating(self, client: str) -> bool:
+        """Whether a browser or program has an open session, and must look no latent up."""
         with self._file.reading() as connection:
-            return frozenset(tables.latents_of(connection, session))
+            return any(row["open"] for row in tables.sessions_of(connection, client))
 
     def items(self, experiment: str) -> list[Item]:
         """The experiment's latents with their statistics, practice too."""
@@ -244,17 +260,17 @@ def _sha256(token: str) -> str:
 def _free_name(wanted: str | None, taken: Collection[str]) -> str:
     if wanted is None:
         return next(name for name in iter(names.make_pseudonym, None) if name not in taken)
-    if wanted.casefold() in taken:
+    if names.folded(wanted) in taken:
         raise PageError(
             409,
             "That pseudonym is taken",
-            f"Another rater is called “{wanted}”.",
+            f"Another rater is called “{wanted}”, or something that looks like it.",
             "Choose another, or none to get one.",
         )
     return wanted
 
 
-def _new_session(experiment: str, pseudonym: str, kind: Rater) -> Session:
+def _new_session(experiment: str, pseudonym: str, kind: Rater, client: str, practice: Practice | None) -> Session:
     return Session(
         session=secrets.token_urlsafe(18),
         experiment=experiment,
@@ -265,6 +281,8 @@ def _new_session(experiment: str, pseudonym: str, kind: Rater) -> Session:
         started_at=tables.now(),
         finished_at=None,
         left_early=False,
+        client=client,
+        practice=practice,
         token=secrets.token_urlsafe(24) if kind == "program" else None,
     )
 

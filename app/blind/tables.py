@@ -45,6 +45,14 @@ def create(connection: Connection, version: int, cookie_secret: bytes) -> None:
     _insert(connection, "meta", {"schema_version": version, "cookie_secret": cookie_secret, "created_at": now()})
 
 
+def migrate(connection: Connection) -> None:
+    """From version 1, in which nothing tied sessions together: each is a browser's, or a program's, own."""
+    connection.execute("ALTER TABLE sessions ADD COLUMN client VARCHAR")
+    connection.execute("ALTER TABLE sessions ADD COLUMN practice VARCHAR")
+    connection.execute("UPDATE sessions SET client = session")
+    connection.execute("UPDATE meta SET schema_version = 2")
+
+
 def meta(connection: Connection) -> tuple[int, bytes]:
     """Version of the schema, secret of the cookies."""
     row = _rows(connection, "SELECT schema_version, cookie_secret FROM meta")[0]
@@ -171,18 +179,32 @@ def trial(connection: Connection, session: str, trial: str) -> Row | None:
     )
 
 
-def latents_of(connection: Connection, session: str) -> list[tuple[str, int, int]]:
-    """Variant, layer and index of every latent in a session's trials."""
-    found = _rows(
+def sessions_of(connection: Connection, client: str) -> list[Row]:
+    """A client's sessions in the order of joining: whether each is `open`, and answers to what is not practice."""
+    return _rows(
         connection,
         """
-        SELECT DISTINCT i.variant, i.layer, i.latent
-        FROM sessions s JOIN trials t USING (session) JOIN items i ON i.experiment = s.experiment
-        AND (i.item = t.left_item OR i.item = t.right_item) WHERE session = ?
+        SELECT s.*, s.finished_at IS NULL AND e.closed_at IS NULL AS open,
+               (SELECT count(*) FROM labels l JOIN trials t USING (trial)
+                WHERE l.session = s.session AND t.kind <> 'practice') AS answers
+        FROM sessions s JOIN experiments e USING (experiment) WHERE s.client = ? ORDER BY s.started_at, s.session
         """,
-        session,
+        client,
     )
-    return [(row["variant"], row["layer"], row["latent"]) for row in found]
+
+
+def answered_latents(connection: Connection, client: str) -> list[Row]:
+    """Experiment, variant, layer and index of every latent that a client has given an answer to, practice too."""
+    return _rows(
+        connection,
+        """
+        SELECT DISTINCT s.experiment, i.variant, i.layer, i.latent
+        FROM sessions s JOIN trials t USING (session) JOIN labels l USING (trial)
+        JOIN items i ON i.experiment = s.experiment AND (i.item = t.left_item OR i.item = t.right_item)
+        WHERE s.client = ?
+        """,
+        client,
+    )
 
 
 def revisions(connection: Connection, session: str) -> list[Row]:
@@ -208,7 +230,8 @@ def standing(connection: Connection, experiment: str) -> list[Row]:
         f"""
         WITH last AS (SELECT * FROM labels WHERE session IN (SELECT session FROM sessions WHERE experiment = ?)
                       QUALIFY row_number() OVER (PARTITION BY trial ORDER BY revision DESC) = 1)
-        SELECT s.session, s.pseudonym, s.kind AS rater, s.left_early, t.position, t.kind, t.truth, t.repeats, p.pair,
+        SELECT s.session, s.pseudonym, s.kind AS rater, s.practice, s.started_at, s.finished_at, s.left_early,
+               t.position, t.kind, t.truth, t.repeats, p.pair,
                t.left_item AS "left", t.right_item AS "right", r.variant, r.layer,
                CASE WHEN t.right_item IS NULL THEN a.density ELSE sqrt(a.density * b.density) END AS density,
                last.event, last.answer, last.reason, last.seconds, last.hidden_seconds,
@@ -231,9 +254,9 @@ def log(connection: Connection, experiment: str) -> list[Row]:
     return _rows(
         connection,
         """
-        SELECT s.session, s.pseudonym, s.kind AS rater, t.position, t.kind, t.truth, t.left_item AS "left",
-               t.right_item AS "right", l.trial, l.revision, l.event, l.answer, l.reason, l.seconds, l.hidden_seconds,
-               l.written_at
+        SELECT s.session, s.pseudonym, s.kind AS rater, s.practice IS NOT NULL AS practice_session, t.position, t.kind,
+               t.truth, t.left_item AS "left", t.right_item AS "right", l.trial, l.revision, l.event, l.answer,
+               l.reason, l.seconds, l.hidden_seconds, l.written_at
         FROM labels l JOIN trials t USING (trial) JOIN sessions s ON s.session = t.session
         WHERE s.experiment = ? ORDER BY l.written_at, s.session, t.position, l.revision
         """,

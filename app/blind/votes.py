@@ -1,19 +1,23 @@
 """From rows of the store to votes and tallies: which trials are analysed, which answers are right."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from app.blind.design import Design
+from app.blind.design import FEWEST_GOLD, Design
 from app.blind.draw import Truth
-from app.blind.outcomes import RaterOutcome, Share, Tally
-from app.blind.records import Standing
+from app.blind.outcomes import RaterOutcome, Share, State, Tally
+from app.blind.records import Practice, Standing
 from app.blind.words import right
 from app.sequential import confidence_sequence
 from app.stats import wilson
 
-FEWEST_GOLD = 3
-"""Gold trials that a rater must have answered before the rule about them applies: fewer say too little."""
+UNTIMED = "No times: this browser ran no scripts, so the rule about haste cannot be applied."
+WHY_PRACTICE: dict[Practice, str] = {
+    "again": "a later session of the same browser or program, which has been told the truth",
+    "known": "too few of the latents were new to this browser or program",
+}
+"""Why a session is practice, to the organiser."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,9 @@ def rater_outcome(rows: Sequence[Standing], design: Design, final: bool) -> Rate
     """One rater's row, from all trials of the session."""
     first, main = rows[0], [row for row in rows if row.kind == "main"]
     votes, gold, seconds = votes_of(rows), gold_of(rows), _median_seconds(main)
-    why = _why_excluded(design, gold, seconds if first.rater == "person" else None)
     done = sum(row.event is not None for row in rows)
+    broken = _broken_rules(design, len(votes), gold, seconds if first.rater == "person" else None)
+    state, why = _state(first, done, final, design.least_labels - len(votes), "; ".join(broken))
     return RaterOutcome(
         pseudonym=first.pseudonym,
         kind=first.rater,
@@ -111,10 +116,28 @@ def rater_outcome(rows: Sequence[Standing], design: Design, final: bool) -> Rate
         median_seconds=seconds,
         gold=gold,
         same=same_of(rows),
-        kept=not why,
-        why_excluded=why,
-        note=f"Left early, after {done} of {len(rows)} trials; what was given counts." if first.left_early else "",
+        state=state,
+        why=why,
+        notes=tuple(_notes(first, votes, seconds, done, len(rows))),
     )
+
+
+def _state(first: Standing, done: int, final: bool, missing: int, broken: str) -> tuple[State, str]:
+    """Where a rater stands and why; `missing` labels are needed still, `broken` says which rules are not kept."""
+    if first.practice:
+        return "practice", WHY_PRACTICE[first.practice]
+    if not done:
+        return "not started", ""
+    if missing > 0 and first.finished_at is None and not final:
+        return "under way", f"counted from {missing} more {'label' if missing == 1 else 'labels'} on"
+    return ("excluded", broken) if broken else ("counted", "")
+
+
+def _notes(first: Standing, votes: Sequence[Vote], seconds: float | None, done: int, total: int) -> Iterator[str]:
+    if first.left_early:
+        yield f"Left early, after {done} of {total} trials; what was given is kept."
+    if first.rater == "person" and votes and seconds is None:
+        yield UNTIMED
 
 
 def _median_seconds(rows: Iterable[Standing]) -> float | None:
@@ -126,11 +149,13 @@ def _median_seconds(rows: Iterable[Standing]) -> float | None:
     return median(taken) if taken else None
 
 
-def _why_excluded(design: Design, gold: Tally, seconds: float | None) -> str:
+def _broken_rules(design: Design, labelled: int, gold: Tally, seconds: float | None) -> list[str]:
     """Which of the rules fixed beforehand leave the rater out; `seconds` is None for programs, which may be fast."""
     reasons = []
+    if labelled < design.least_labels:
+        reasons.append(f"{labelled} of {design.trials} main trials labelled, fewer than {design.least_labels}")
     if design.min_gold is not None and gold.n >= FEWEST_GOLD and gold.count / gold.n < design.min_gold:
         reasons.append(f"{gold.count} of {gold.n} gold trials right, fewer than {design.min_gold:.0%}")
     if seconds is not None and seconds < design.min_seconds:
         reasons.append(f"median answer after {seconds:.3g} s, sooner than {design.min_seconds:g} s")
-    return "; ".join(reasons)
+    return reasons

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from app.blind.design import Form
 from app.blind.draw import Truth
+from app.blind.records import Practice
 
 REASONS = (
     "I cannot read this language or script",
@@ -49,6 +50,14 @@ TRUTHS: dict[Truth, str] = {
     "left": "The left one is from the trained transformer.",
     "right": "The right one is from the trained transformer.",
 }
+
+PRACTICE: dict[Practice, str] = {
+    "again": "This one is practice and is not counted: only the first session does, because who has been told the truth"
+    " about latents remembers it.",
+    "known": "This one is practice and is not counted: you have met too many of its latents in another experiment, and"
+    " who has been told the truth about latents remembers it.",
+}
+"""Why a whole session is practice, to whoever is in it."""
 
 RUBRIC = (
     "A latent is one direction that a sparse autoencoder found in a transformer's activations. You see the texts on"

@@ -7,12 +7,12 @@ from fastapi import APIRouter, Body, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.blind.access import program, store_of
+from app.blind.access import program, program_client, store_of
 from app.blind.design import DesignError, read_design
 from app.blind.evidence import Evidence
 from app.blind.records import Ack, Session, Undoable
 from app.blind.reveal import own_result
-from app.blind.words import QUESTIONS, RUBRIC
+from app.blind.words import PRACTICE, QUESTIONS, RUBRIC
 from app.errors import PageError, bad_request
 from app.routes.blind import check_key, make_experiment, standard
 from app.state import Seconds
@@ -28,6 +28,7 @@ class _Strict(BaseModel):
 class _Join(_Strict):
     invite: str
     pseudonym: str | None = None
+    client: Annotated[str, Field(max_length=200)] = ""
 
 
 class _Answer(_Strict):
@@ -58,20 +59,24 @@ def new(request: Request, design: Annotated[dict[str, Any], Body()]) -> Response
     except DesignError as error:
         raise PageError(400, "That experiment cannot be made", str(error)) from error
     paths = {"invitation": f"/blind/join/{experiment.invite}", "organiser": f"/blind/o/{token}"}
-    return _json({"experiment": experiment.experiment, "invite": experiment.invite, **paths}, status=201)
+    told = {"experiment": experiment.experiment, "invite": experiment.invite, "note": read.note}
+    return _json(told | paths, status=201)
 
 
 @router.post("/sessions")
 def join(request: Request, given: _Join) -> Response:
-    """Join as a program; the token is told once, here."""
+    """Join as a program; the token is told once, here. One session of a client counts."""
     store = store_of(request)
     experiment = store.experiment_by_invite(given.invite)
-    session = store.join(experiment.experiment, given.pseudonym, kind="program")
+    client = program_client(request, experiment.experiment, given.client.strip())
+    session = store.join(experiment.experiment, given.pseudonym, kind="program", client=client)
     question = QUESTIONS[experiment.design.form]
     return _json(
         {
             "token": session.token,
             "pseudonym": session.pseudonym,
+            "counts": session.practice is None,
+            "practice": PRACTICE[session.practice] if session.practice else "",
             "title": experiment.title,
             "form": experiment.design.form,
             "question": question.text,

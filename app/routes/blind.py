@@ -2,6 +2,7 @@
 
 import hmac
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app.blind import plots
 from app.blind.access import store_of
-from app.blind.design import Design, DesignError, read_design
+from app.blind.design import MOST_GOLD, Design, DesignError, gold_note, read_design
 from app.blind.evidence import identity, prepare
 from app.blind.export import label_rows, write_csv, write_parquet
 from app.blind.method import method_paragraph
@@ -48,8 +49,9 @@ class _Setup(BaseModel):
     gold: str = "0.08"
     contexts: str = "8"
     margin: str = "0.05"
+    min_answered: str = "0.5"
     min_gold: str = "0.6"
-    min_seconds: str = "0.5"
+    min_seconds: str = "1.5"
     organiser_key: str = ""
 
 
@@ -82,9 +84,11 @@ def needed(
     request: Request,
     accuracy: Annotated[float, Query(ge=0.5 + NEAREST_ACCURACY, le=1)] = 0.6,
     trials: Annotated[int, Query(ge=10, le=2000)] = QUICK_TRIALS,
+    gold: str = "",
+    min_gold: str = "",
 ) -> Response:
-    """How many labels, and so how many raters, an effect takes."""
-    return page(request, "blind_needed", _needed(accuracy, trials))
+    """How many labels, and so how many raters, an effect takes; and whether the rule about gold trials can apply."""
+    return page(request, "blind_needed", _needed(accuracy, trials) | {"gold_note": _gold_note(trials, gold, min_gold)})
 
 
 @router.get("/blind/o/{token}", name="blind_organiser")
@@ -97,6 +101,7 @@ def organiser(request: Request, token: str) -> Response:
         "token": token,
         "results": found,
         "labels": _labels(request, experiment.design.study),
+        "states": Counter(rater.state for rater in found.raters),
         "invitation": _address(request, f"/blind/join/{experiment.invite}"),
         "private": _address(request, f"/blind/o/{token}"),
         "method": method_paragraph(experiment, found),
@@ -167,12 +172,22 @@ def _form(request: Request, study: Study, values: _Setup, error: str = "") -> Re
         "fields": {name: field.description for name, field in Design.model_fields.items()},
     }
     trials = int(values.trials) if values.trials.isdecimal() and values.trials != "0" else QUICK_TRIALS
-    return page(request, "blind_setup", context | _needed(0.6, trials), study, status=400 if error else 200)
+    context |= _needed(0.6, trials) | {"gold_note": _gold_note(trials, values.gold, values.min_gold)}
+    return page(request, "blind_setup", context, study, status=400 if error else 200)
 
 
 def _needed(accuracy: float, trials: int) -> Values:
     labels = labels_needed(accuracy)
     return {"accuracy": accuracy, "labels": labels, "trials": trials, "raters": -(-labels // trials)}
+
+
+def _gold_note(trials: int, gold: str, min_gold: str) -> str:
+    """`design.gold_note` of what is in the form while it is filled in; nothing where that is no design yet."""
+    try:
+        share = float(gold)
+    except ValueError:
+        return ""
+    return gold_note(trials, share) if min_gold and 0 <= share <= MOST_GOLD else ""
 
 
 def _results(request: Request, experiment: Experiment) -> Results:

@@ -10,7 +10,7 @@ from app.blind.access import cookie_session, rater, set_cookie, store_of
 from app.blind.records import Current, Experiment, Session, StaleError, Undoable
 from app.blind.reveal import own_result
 from app.blind.store import LabelStore
-from app.blind.words import BREAK_AFTER, QUESTIONS, REASONS, RUBRIC, TRUTHS, right
+from app.blind.words import BREAK_AFTER, PRACTICE, QUESTIONS, REASONS, RUBRIC, TRUTHS, right
 from app.render import page
 from app.state import Seconds, base_of
 
@@ -45,10 +45,12 @@ class _Skip(_Answered):
 @router.get("/join/{invite}", name="join")
 def join(request: Request, invite: str) -> Response:
     """The invitation: what will be asked, what is kept, and a way in."""
-    experiment = store_of(request).experiment_by_invite(invite)
-    session = cookie_session(request)
-    own = session if session is not None and session.experiment == experiment.experiment else None
-    return _page(request, "join", {"experiment": experiment, "own": own} | _words(experiment))
+    store = store_of(request)
+    experiment = store.experiment_by_invite(invite)
+    outlook = store.outlook(experiment.experiment, _client(request))
+    elsewhere = store.experiment(outlook.elsewhere.experiment) if outlook.elsewhere else None
+    context = {"experiment": experiment, "outlook": outlook, "elsewhere": elsewhere, "practice": PRACTICE}
+    return _page(request, "join", context | _words(experiment))
 
 
 @router.post("/join/{invite}", name="joined")
@@ -58,12 +60,13 @@ def joined(
     pseudonym: Annotated[str, Form(max_length=200)] = "",
     again: Annotated[str, Form()] = "",
 ) -> Response:
-    """Begin a session, or go on with the one that this browser has; `again` begins another."""
+    """Begin a session, or go on with the one that this browser has; `again` begins another after that."""
     store = store_of(request)
-    experiment = store.experiment_by_invite(invite)
-    session = cookie_session(request)
-    if session is None or session.experiment != experiment.experiment or (again and session.finished_at):
-        session = store.join(experiment.experiment, pseudonym.strip() or None)
+    experiment, client = store.experiment_by_invite(invite), _client(request)
+    outlook = store.outlook(experiment.experiment, client)
+    session = outlook.own
+    if session is None or outlook.elsewhere or (again and session.finished_at):
+        session = store.join(experiment.experiment, pseudonym.strip() or None, client=client)
     response = RedirectResponse(f"{base_of(request)}/blind/rate", status_code=303)
     set_cookie(request, response, session)
     return response
@@ -120,6 +123,12 @@ def leave(request: Request) -> Response:
     return RedirectResponse(f"{base_of(request)}/blind/rate", status_code=303)
 
 
+def _client(request: Request) -> str | None:
+    """What this browser's sessions have in common; None for one that has none yet."""
+    session = cookie_session(request)
+    return session.client if session else None
+
+
 def _next(request: Request, session: Session, paused: bool = False, stale: bool = False) -> Response:
     """The current trial; a break before it when one is due; or the end."""
     store = store_of(request)
@@ -150,6 +159,7 @@ def _trial(
         "shown": shown,
         "sides": [side for side in (shown.left, shown.right) if side is not None],
         "stale": stale,
+        "counts": session.practice is None,
         "reasons": REASONS,
         "feedback": None,
     }

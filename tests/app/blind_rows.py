@@ -11,9 +11,9 @@ from app.blind.results import Results, results
 
 
 def design(**changes: Any) -> Design:
-    """Two layers, two random variants, no practice."""
+    """Two layers, two random variants, no practice; one label is enough to count."""
     values: dict[str, Any] = {"title": "Can you tell?", "study": "small", "layers": (1, 3), "variants": ("one", "two")}
-    return Design(**values | {"form": "single", "trials": 10, "practice": 0} | changes)
+    return Design(**values | {"form": "single", "trials": 10, "practice": 0, "min_answered": 0} | changes)
 
 
 def experiment(closed: bool = False, **changes: Any) -> Experiment:
@@ -58,6 +58,9 @@ def single(name: str, item: int, answer: int | None, **changes: Any) -> Standing
         session=f"s-{name}",
         pseudonym=name,
         rater="person",
+        practice=None,
+        started_at=datetime(2026, 1, 2, 3, 4, 5),
+        finished_at=None,
         left_early=False,
         position=item,
         kind="main",

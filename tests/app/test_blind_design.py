@@ -1,5 +1,7 @@
 """The design of a blind experiment: what it counts and what it refuses."""
 
+import re
+
 import pytest
 from small_experiment import design
 
@@ -22,6 +24,40 @@ def test_the_planned_counts_by_hand() -> None:
 def test_a_share_gives_at_least_one_trial_and_none_gives_none() -> None:
     assert design(trials=10, repeats=0.01, gold=0.01).counts == Counts(4, 10, 1, 1)
     assert design(trials=10, repeats=0, gold=0).counts == Counts(4, 10, 0, 0)
+
+
+def test_the_least_number_of_labels_is_rounded_up_and_never_none() -> None:
+    assert [
+        design(trials=n, min_answered=share).least_labels for n, share in ((10, 0.5), (10, 0.51), (10, 0), (10, 1))
+    ] == [
+        5,
+        6,
+        1,
+        10,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trials", "gold", "says"),
+    [
+        (60, 0.05, ""),  # 3
+        (40, 0.08, ""),  # round(3.2) = 3
+        (40, 0.05, "a rater has 2. It takes a share of 0.08 or 52 trials."),  # .05 · 50 = 2.5 is rounded to even
+        (10, 0.1, "a rater has 1. It takes 26 trials."),  # 3 of 10 would be more than a fifth
+        (10, 0.2, "a rater has 2. It takes 14 trials."),
+        (20, 0, "a rater has 0. It takes a share of 0.15."),
+        (10, 0, "a rater has 0. It takes 16 trials and a share of 0.2."),
+        (10, 0.001, "a rater has 1. It takes 16 trials and a share of 0.2."),
+    ],
+)
+def test_a_rule_about_gold_that_cannot_apply_says_what_it_takes(trials: int, gold: float, says: str) -> None:
+    note = design(trials=trials, gold=gold).note
+    assert note.endswith(says)
+    assert bool(note) == bool(says)
+    assert design(trials=trials, gold=gold, min_gold=None).note == ""
+    for more in re.findall(r"(\d+) trials", note.split("It takes")[-1]):
+        share = gold if gold * int(more) >= 2.5 else 0.2
+        assert design(trials=int(more), gold=share).note == ""
 
 
 @pytest.mark.parametrize(

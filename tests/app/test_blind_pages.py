@@ -57,6 +57,23 @@ def test_a_design_that_cannot_be_comes_back_with_what_is_wrong_and_what_was_type
         assert 'value="What I typed"' in page.text
 
 
+def test_a_rule_about_gold_that_cannot_apply_says_so_while_it_is_filled_in_and_when_it_is_made(
+    organiser: TestClient,
+) -> None:
+    assert "rule about gold" not in organiser.get("/s/small/blind").text
+    asked = {"trials": "10", "gold": "0.1", "min_gold": "0.6"}
+    note = "it needs 3 of them, and a rater has 1. It takes 26 trials."
+    assert note in organiser.get("/blind/needed", params=asked).text
+    for change in ({"trials": "26"}, {"min_gold": ""}, {"gold": ""}, {"gold": "nan"}, {"gold": "9"}):
+        assert "rule about gold" not in organiser.get("/blind/needed", params=asked | change).text
+    assert note in set_up(organiser).text
+    assert "rule about gold" not in set_up(organiser, trials="26", gold="0.1").text
+    assert note in set_up(organiser, title="").text  # what is wrong is something else, and this is said with it
+    body = {"title": "t", "study": "small", "form": "single", "trials": 10, "contexts": 5, "gold": 0.1}
+    assert organiser.post("/api/blind/experiments", json=body).json()["note"].endswith(note)
+    assert organiser.post("/api/blind/experiments", json=body | {"min_gold": None}).json()["note"] == ""
+
+
 def test_a_key_keeps_others_from_setting_up(folder: Path, tmp_path: Path) -> None:
     with serving(folder, organiser_key="sesame", labels=tmp_path / "labels.duckdb") as client:
         assert "key is missing" in set_up(client).text

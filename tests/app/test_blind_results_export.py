@@ -25,6 +25,7 @@ WHEN = datetime(2026, 1, 2, 3, 4, 5, 678900)
 
 def logged(position: int, revision: int, event: str, answer: int | None = None, **changes: Any) -> Logged:
     values: dict[str, Any] = {"session": "secret-session", "pseudonym": "ada", "rater": "person", "kind": "main"}
+    values |= {"practice_session": False}
     values |= {"truth": "trained", "left": 0, "right": None, "trial": "secret-trial", "reason": None}
     values |= {"seconds": 1.5, "hidden_seconds": 0.0, "written_at": WHEN}
     return Logged(position=position, revision=revision, event=event, answer=answer, **values | changes)  # type: ignore[arg-type]
@@ -169,7 +170,7 @@ def test_the_paragraph_has_the_numbers_of_the_results_and_no_others(form: str, c
         f"AUROC {found.logistic.auroc.value:.3f}",
         "“telling”",
         "3 people and 1 program labelled main trials",
-        "1 of them was left out (1 for: median answer after 0.1 s, sooner than 0.5 s)",
+        "1 of them was left out (1 for: median answer after 0.1 s, sooner than 1.5 s)",
         "1 left early; what they gave is kept.",
         "1 main trial was skipped",
         "12 matched pairs",
@@ -228,7 +229,8 @@ def test_the_paragraph_tells_only_rules_that_can_apply() -> None:
 
     # ten trials have one gold trial at 5%, sixteen have three at 20%: the rule needs three
     assert "gold trials right" not in rules(min_seconds=0)
-    assert "that nobody is left out" in rules(min_seconds=0)
+    assert "that raters who labelled none of the main trials are left out" in rules(min_seconds=0)
+    assert "fewer than 5 of the main trials" in rules(min_answered=0.5)
     assert "fewer than 60.0% of at least 3 gold trials right" in rules(trials=16, gold=0.2)
     assert "gold trial" not in rules(gold=0)
     assert "practice trial" not in rules(practice=0)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from blind_rows import double, experiment, items, of, single, ten
 
 from app.blind.records import Standing
 from app.blind.results import rater_result
+from app.blind.votes import UNTIMED
 
 
 def test_a_rater_row_by_hand() -> None:
@@ -28,8 +30,8 @@ def test_a_rater_row_by_hand() -> None:
     assert (found.gold.count, found.gold.n) == (1, 2)
     assert (found.same.count, found.same.n, found.same.value) == (1, 2, 0.5)
     assert found.left_early
-    assert found.kept
-    assert found.note == "Left early, after 16 of 17 trials; what was given counts."
+    assert found.state == "counted"
+    assert found.notes == ("Left early, after 16 of 17 trials; what was given is kept.",)
 
 
 def test_a_repeat_of_two_latents_is_the_same_when_the_other_side_is_chosen() -> None:
@@ -46,6 +48,9 @@ def test_a_repeat_of_two_latents_is_the_same_when_the_other_side_is_chosen() -> 
     found = of(rows, form="pair")
     assert (found.same.count, found.same.n) == (2, 3)
     assert found.raters[0].same == found.same
+
+
+END = datetime(2026, 1, 2, 4)
 
 
 def gold(rater: str, right: int, n: int, **changes: Any) -> list[Standing]:
@@ -65,8 +70,7 @@ def gold(rater: str, right: int, n: int, **changes: Any) -> list[Standing]:
 def test_gold_leaves_raters_out_where_there_are_three(rows: list[Standing], changes: dict[str, Any], why: str) -> None:
     wrong = [single("bob", item, 6 if item % 2 else 1) for item in range(10)]
     found = of(ten() + wrong + rows, **changes)
-    assert found.raters[1].why_excluded == why
-    assert found.raters[1].kept == (not why)
+    assert (found.raters[1].why, found.raters[1].state) == (why, "excluded" if why else "counted")
     assert (found.overall.raters, found.overall.share.n) == ((1, 10) if why else (2, 20))
     assert found.overall.share.correct == 8
 
@@ -75,14 +79,55 @@ def test_haste_leaves_people_out_but_no_programs() -> None:
     fast = {"seconds": 3.0, "hidden_seconds": 2.75}
     again = single("bob", 0, 6, kind="repeat", repeats=0, position=30)
     found = of([*ten(), *ten("bob", **fast), again])
-    assert found.raters[1].why_excluded == "median answer after 0.25 s, sooner than 0.5 s"
+    assert found.raters[1].why == "median answer after 0.25 s, sooner than 1.5 s"
     assert found.overall.share.n == 10
     assert len(found.breakdowns[0].parts) == 2
     assert sum(part.share.n for part in found.breakdowns[0].parts) == 10
     assert found.alpha_nominal.alpha is None
     assert (found.raters[1].same.n, found.same.n) == (1, 0)
-    assert of(ten() + ten("bob", seconds=0.5)).overall.share.n == 20
+    assert of(ten() + ten("bob", seconds=1.5)).overall.share.n == 20
     assert of(ten("bot", rater="program", **fast)).overall.share.n == 10
+
+
+@pytest.mark.parametrize(
+    ("rows", "closed", "state", "why"),
+    [
+        ([single("bob", 0, None)], True, "not started", ""),
+        ([single("bob", 0, None), single("bob", 1, 6, kind="practice")], False, "under way", "5 more labels on"),
+        ([single("bob", item, 6) for item in range(4)], False, "under way", "counted from 1 more label on"),
+        ([single("bob", item, 6) for item in range(4)], True, "excluded", "4 of 10 main trials labelled, fewer than 5"),
+        ([single("bob", item, None, event="skip") for item in range(10)], True, "excluded", "0 of 10 main trials"),
+        ([single("bob", item, 6) for item in range(5)], False, "counted", ""),
+        ([single("bob", item, 6, practice="known") for item in range(5)], True, "practice", "too few of the latents"),
+        ([single("bob", item, 6, rater="program") for item in range(5)], True, "program", ""),
+        (
+            [single("bob", item, 6, seconds=0.2, finished_at=END) for item in range(2)] + gold("bob", 1, 3),
+            False,
+            "excluded",
+            "2 of 10 main trials labelled, fewer than 5; 1 of 3 gold trials right, fewer than 60%; median answer after"
+            " 0.2 s, sooner than 1.5 s",
+        ),
+    ],
+)
+def test_the_states_of_a_rater(rows: list[Standing], closed: bool, state: str, why: str) -> None:
+    found = of(ten() + rows, closed, min_answered=0.5)
+    bob = found.raters[1]
+    assert (bob.state, why in bob.why, bool(bob.why)) == (state, True, bool(why))
+    assert found.overall.share.n == (15 if state == "counted" else 10)
+
+
+def test_a_browser_without_scripts_measures_no_time_and_that_is_said() -> None:
+    assert of(ten(seconds=None)).raters[0].notes == (UNTIMED,)
+    assert of(ten(seconds=None)).raters[0].state == "counted"
+    assert of(ten(seconds=None, rater="program")).raters[0].notes == ()
+
+
+def test_a_practice_session_enters_no_statistic() -> None:
+    again = [single("ada", 0, 6, kind="repeat", repeats=0, position=30)]
+    skipped = [single("bob", 20, None, event="skip", practice="again")]
+    alone = of(ten() + again)
+    both = of([*ten(), *again, *ten("bob", practice="again"), *skipped])
+    assert replace(both, raters=alone.raters) == alone
 
 
 def test_programs_stand_apart_from_people() -> None:

@@ -72,7 +72,7 @@ def experiment(request: pytest.FixtureRequest, store: LabelStore) -> str:
         # The sessions' own seeds: one interval in twenty misses the truth, and it shall not be another every time.
         patch.setattr("secrets.randbits", lambda _: next(seeds))
         for number in range(RATERS):
-            work(store, made.experiment, f"rater {number}", Random(number), 12 if number == 7 else None)
+            work(store, made.experiment, f"rater {number}", Random(number), 16 if number == 7 else None)
         for name in (HASTY, CARELESS, "program"):
             work(store, made.experiment, name, Random(99))
     return made.experiment
@@ -106,14 +106,14 @@ def test_estimates_and_intervals_hold_the_truth(store: LabelStore, experiment: s
 def test_only_kept_people_count(store: LabelStore, experiment: str) -> None:
     outcome = found(store, experiment)
     by_name = {rater.pseudonym: rater for rater in outcome.raters}
-    assert {name for name, rater in by_name.items() if not rater.kept} == {HASTY, CARELESS}
-    assert by_name[CARELESS].why_excluded == "0 of 3 gold trials right, fewer than 60%"
-    assert by_name["rater 7"].note.startswith("Left early, after 12 of 26 trials")
-    people = [rater for rater in outcome.raters if rater.kind == "person" and rater.kept]
+    assert {name for name, rater in by_name.items() if rater.state == "excluded"} == {HASTY, CARELESS}
+    assert by_name[CARELESS].why == "0 of 3 gold trials right, fewer than 60%"
+    assert by_name["rater 7"].notes[0].startswith("Left early, after 16 of 26 trials")
+    people = [rater for rater in outcome.raters if rater.state == "counted"]
     assert len(people) == RATERS
     assert outcome.overall.share.n == sum(rater.labelled for rater in people) > 29 * 20
     assert outcome.overall.share.correct == sum(rater.share.correct for rater in people)
-    assert (by_name["program"].share.n, by_name["program"].kept) == (20, True)
+    assert (by_name["program"].share.n, by_name["program"].state) == (20, "program")
 
 
 def test_each_intervals_share_of_raters_holds_the_truth(store: LabelStore, experiment: str) -> None:
@@ -152,7 +152,7 @@ def test_a_rater_is_told_what_the_organiser_sees(store: LabelStore, experiment: 
 
 def test_the_log_says_what_the_results_say(store: LabelStore, experiment: str) -> None:
     rows = label_rows(store.experiment(experiment), store.all_events(experiment), store.items(experiment))
-    kept = {rater.pseudonym for rater in found(store, experiment).raters if rater.kept and rater.kind == "person"}
+    kept = {rater.pseudonym for rater in found(store, experiment).raters if rater.state == "counted"}
     counted = [row for row in rows if row["kind"] == "main" and row["stands"] and row["pseudonym"] in kept]
     share = found(store, experiment).overall.share
     assert (sum(row["correct"] for row in counted), len(counted)) == (share.correct, share.n)

@@ -13,7 +13,7 @@ from small_study import write_small_study
 from app.blind import evidence as built
 from app.blind.design import Design
 from app.blind.store import LabelStore
-from app.errors import ServeError
+from app.errors import PageError, ServeError
 from app.studies import Studies
 
 ROOT = Path(__file__).parents[2]
@@ -151,6 +151,43 @@ def test_a_pseudonym_is_checked_and_unique_in_its_experiment(store: LabelStore) 
     assert status_of(lambda: store.join("nonsense")) == 404
 
 
+@pytest.mark.parametrize(
+    "alike",
+    [
+        "MÜLLER, Ada-1",
+        "Mu\u0308ller, Ada-1",
+        "Ｍüller, Ada-1",
+        "Müller,\u00a0 Ada-1",
+        "Müller,\u1680Ada-1",
+        "Müller, Ada\u20101",
+    ],
+)
+def test_pseudonyms_that_look_alike_are_one(store: LabelStore, alike: str) -> None:
+    experiment = begin(store).experiment
+    assert store.join(experiment, "Müller, Ada-1").pseudonym == "Müller, Ada-1"
+    with pytest.raises(PageError, match="looks like it") as refused:
+        store.join(experiment, alike)
+    assert refused.value.status == 409
+
+
+def test_a_pseudonym_is_kept_in_its_plain_form(store: LabelStore) -> None:
+    experiment = begin(store).experiment
+    assert store.join(experiment, "\u3000ﬁne \u2003 Straße ").pseudonym == "fine Straße"
+    assert status_of(lambda: store.join(experiment, "FINE STRASSE")) == 409
+    assert store.join(experiment, "東京 ❤").pseudonym == "東京 ❤"
+
+
+@pytest.mark.parametrize(
+    "code", [0x200B, 0x2060, 0xFEFF, 0xAD, 0x34F, 0x115F, 0x3164, 0xFFA0, 0x2800, 0xFE0F, 0xE0100, 0x17B4]
+)
+def test_a_pseudonym_has_no_character_that_cannot_be_seen(store: LabelStore, code: int) -> None:
+    experiment = begin(store).experiment
+    for name in (chr(code), f"ada{chr(code)}", f"{chr(code)}ada"):
+        with pytest.raises(PageError, match=r"cannot be seen, U[+][0-9A-F]{4,5} ") as refused:
+            store.join(experiment, name)
+        assert refused.value.status == 400
+
+
 def test_a_program_has_a_token_and_a_person_has_none(store: LabelStore) -> None:
     made, _ = store.create_experiment(design(), STUDY, prepared(design()))
     program, person = store.join(made.experiment, kind="program"), store.join(made.experiment)
@@ -163,10 +200,11 @@ def test_a_program_has_a_token_and_a_person_has_none(store: LabelStore) -> None:
     assert status_of(lambda: store.session("nonsense")) == 404
 
 
-def test_latents_are_hidden_while_a_session_is_open(store: LabelStore) -> None:
-    session = begin(store)
-    items = {item.item: (item.variant, item.layer, item.latent) for item in store.items(session.experiment)}
-    standing = store.standing(session.experiment)
-    assert store.hidden_latents(session.session) == {items[row.left] for row in standing}
+def test_a_browser_is_rating_while_a_session_is_open(store: LabelStore) -> None:
+    session, other = begin(store), begin(store)
+    assert store.is_rating(session.client)
     store.leave(session.session)
-    assert store.hidden_latents(session.session) == frozenset()
+    assert not store.is_rating(session.client)
+    assert store.is_rating(other.client)
+    store.close_experiment(other.experiment)
+    assert not store.is_rating(other.client)
