@@ -66,7 +66,7 @@ def test_the_command_line_sets_up_and_judges(server: str, capsys: pytest.Capture
     assert "rule <small>program</small>" in page
 
     assert main(["blind", "judge", invitation]) == 0
-    assert "practice and is not counted" in capsys.readouterr().out
+    assert "practice, and not counted" in capsys.readouterr().out
     assert main(["blind", "judge", invitation, "--client", "another rule"]) == 0
     assert "not counted" not in capsys.readouterr().out
 

@@ -114,7 +114,9 @@ def _raters(results: Results) -> str:
 
 
 def _reasons(out: Sequence[RaterOutcome]) -> str:
-    return "; ".join(f"{n} for: {reason}" for reason, n in sorted(Counter(rater.why for rater in out).items()))
+    return "; ".join(
+        f"{n} for: {reason}" for reason, n in sorted(Counter(rater.why.replace("; ", " and ") for rater in out).items())
+    )
 
 
 def _accuracy(design: Design, results: Results) -> str:

@@ -90,7 +90,9 @@ def _settled(rater: RaterOutcome, who: Who, note: str) -> RaterOutcome:
     """The rater among the others: a program that keeps the rules stands beside people, where there are any."""
     beside = rater.kind == "program" and who == "people" and rater.state == "counted"
     notes = (*rater.notes, note) if note and rater.state != "practice" else rater.notes
-    return replace(rater, state="program" if beside else rater.state, notes=notes)
+    if beside:
+        return replace(rater, state="program", why="keeps the rules; in no number of people's", notes=notes)
+    return replace(rater, notes=notes)
 
 
 def _together(tallies: Sequence[Tally]) -> Tally:

@@ -27,7 +27,7 @@ def rater_result(experiment: Experiment, standing_of_session: Sequence[Standing]
         gold=gold_of(rows),
         same=same_of(rows),
         verdict=verdict(share, p_value),
-        practice=PRACTICE[rows[0].practice] if rows and rows[0].practice else "",
+        practice=f"This session is {PRACTICE[rows[0].practice]}" if rows and rows[0].practice else "",
     )
 
 

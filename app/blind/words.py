@@ -52,12 +52,12 @@ TRUTHS: dict[Truth, str] = {
 }
 
 PRACTICE: dict[Practice, str] = {
-    "again": "This one is practice and is not counted: only the first session does, because who has been told the truth"
-    " about latents remembers it.",
-    "known": "This one is practice and is not counted: you have met too many of its latents in another experiment, and"
-    " who has been told the truth about latents remembers it.",
+    "again": "practice, and not counted: only the first session is, because whoever has been told the truth about"
+    " latents remembers it.",
+    "known": "practice, and not counted: you have met too many of its latents in another experiment, and whoever has"
+    " been told the truth about latents remembers it.",
 }
-"""Why a whole session is practice, to whoever is in it."""
+"""What a session is that does not count, and why, to whoever is in it."""
 
 RUBRIC = (
     "A latent is one direction that a sparse autoencoder found in a transformer's activations. You see the texts on"

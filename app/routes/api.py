@@ -76,7 +76,7 @@ def join(request: Request, given: _Join) -> Response:
             "token": session.token,
             "pseudonym": session.pseudonym,
             "counts": session.practice is None,
-            "practice": PRACTICE[session.practice] if session.practice else "",
+            "practice": f"This session is {PRACTICE[session.practice]}" if session.practice else "",
             "title": experiment.title,
             "form": experiment.design.form,
             "question": question.text,

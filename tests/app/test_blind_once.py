@@ -70,7 +70,7 @@ def test_four_sessions_of_one_browser_are_one_rater(organiser: TestClient) -> No
     shares = []
     for number in range(4):
         someone.join(invitation(page.text), again="1", pseudonym=f"rater {number}")
-        assert ("A practice session: it is not counted." in someone.page) == (number > 0)
+        assert ("The whole session is practice: it is not counted." in someone.page) == (number > 0)
         shares.append(remember(someone, memory, rng))
     assert shares[3] > 0.8 > 0.7 > shares[0]  # remembering works, so it must not count
     found = organiser.post(f"{own_link(page.text)}/close").context["results"]
@@ -91,13 +91,13 @@ def test_a_later_session_says_that_it_is_practice_before_it_begins_and_wherever_
     label_all(someone.join(invitation(page.text), pseudonym="ada"))
     assert "practice" not in someone.page
     offered = someone.client.get(invitation(page.text)).text
-    assert "This one is practice and is not counted" in offered
+    assert "What you can begin now is practice, and not counted: only the first session is" in offered
     assert "Begin a practice session</button>" in offered
     assert "You have ended a session as <b>ada</b>" in offered
     assert someone.join(invitation(page.text)).finished  # without `again` it is the result of the first
     label_all(someone.join(invitation(page.text), again="1", pseudonym="bea"))
     assert "<b>bea</b>, in a practice session that is not counted" in someone.page
-    assert someone.pages[-1].context["result"].practice.startswith("This one is practice")
+    assert someone.pages[-1].context["result"].practice.startswith("This session is practice, and not counted")
 
     link = own_link(page.text)
     told = organiser.get(link)
