@@ -91,7 +91,7 @@ def _settled(rater: RaterOutcome, who: Who, note: str) -> RaterOutcome:
     beside = rater.kind == "program" and who == "people" and rater.state == "counted"
     notes = (*rater.notes, note) if note and rater.state != "practice" else rater.notes
     if beside:
-        return replace(rater, state="program", why="keeps the rules; in no number of people's", notes=notes)
+        return replace(rater, state="program", why="keeps the rules; in no number about people", notes=notes)
     return replace(rater, notes=notes)
 
 

@@ -99,7 +99,7 @@ def test_haste_leaves_people_out_but_no_programs() -> None:
         ([single("bob", item, None, event="skip") for item in range(10)], True, "excluded", "0 of 10 main trials"),
         ([single("bob", item, 6) for item in range(5)], False, "counted", ""),
         ([single("bob", item, 6, practice="known") for item in range(5)], True, "practice", "too few of the latents"),
-        ([single("bob", item, 6, rater="program") for item in range(5)], True, "program", "in no number of people's"),
+        ([single("bob", item, 6, rater="program") for item in range(5)], True, "program", "in no number about people"),
         (
             [single("bob", item, 6, seconds=0.2, finished_at=END) for item in range(2)] + gold("bob", 1, 3),
             False,

@@ -50,7 +50,7 @@ def answer(page: Page, key: str) -> None:
 
 
 def test_from_the_form_to_ones_own_result_by_keyboard(page: Page, blind: str) -> None:
-    set_up(page, blind, min_seconds="0", min_gold="0")
+    link = set_up(page, blind, min_seconds="0", min_gold="0")
     organiser = page.url
     page.keyboard.press("l")
     page.get_by_role("button", name="Begin").click()
@@ -69,6 +69,12 @@ def test_from_the_form_to_ones_own_result_by_keyboard(page: Page, blind: str) ->
     expect(page.locator(".missed tbody tr")).to_have_count(5)
     page.locator(".missed a").first.click()
     expect(page.locator("h1")).to_contain_text("Latent")
+    page.goto(link)
+    page.get_by_role("button", name="Begin a practice session").click()
+    expect(page.locator(".trial .badge")).to_have_text("The whole session is practice: it is not counted.")
+    page.get_by_role("button", name="leave").click()
+    page.locator("#leave").get_by_role("button", name="Leave").click()
+    expect(page.locator("h1")).to_have_text("Thank you. You left early.")
     page.goto(organiser)
     expect(page.locator(".headline")).to_contain_text("50%")
     page.get_by_role("button", name="Close the experiment").first.click()
@@ -98,6 +104,19 @@ def test_keys_are_for_the_trial_that_is_seen_and_time_is_kept(page: Page, blind:
     seconds, hidden = (float(re.search(rf"\b{name}=([\d.]+)", sent[0])[1]) for name in ("seconds", "hidden_seconds"))  # type: ignore[index]
     assert 0.2 <= seconds < 30
     assert hidden == 0
+
+
+def test_the_form_says_at_once_when_the_rule_about_gold_cannot_apply(page: Page, blind: str) -> None:
+    page.goto(f"{blind}/s/small/blind")
+    needed = page.locator("#needed")
+    expect(needed).not_to_contain_text("gold")
+    page.locator("summary").click()
+    page.locator("[name=gold]").fill("0.02")
+    page.locator("[name=gold]").press("Tab")
+    expect(needed).to_contain_text("it needs 3 of them, and a rater has 1")
+    page.locator("[name=min_gold]").fill("")
+    page.locator("[name=min_gold]").press("Tab")
+    expect(needed).not_to_contain_text("gold")
 
 
 def test_undo_skip_and_coming_back(page: Page, blind: str) -> None:
