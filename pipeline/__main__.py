@@ -231,9 +231,12 @@ def _variants() -> list[tuple[str, str]]:
 
 
 def _metrics() -> list[tuple[str, str]]:
+    from pipeline.autointerp import score_metrics
+    from pipeline.config import AutointerpConfig
     from pipeline.measures.metrics import METRICS
 
-    return [(row.name, f"{row.label}, of the {row.level}. {row.description}") for row in METRICS]
+    rows = [*METRICS, *score_metrics(AutointerpConfig())]
+    return [(row.name, f"{row.label}, of the {row.level}. {row.description}") for row in rows]
 
 
 def _scorers() -> list[tuple[str, str]]:
@@ -243,13 +246,40 @@ def _scorers() -> list[tuple[str, str]]:
     return explainers + [(f"scorer {row.name}", row.description) for row in SCORERS.values()]
 
 
+def _protocols() -> list[tuple[str, str]]:
+    from pipeline.autointerp.tables import POOL_DESCRIPTIONS
+    from pipeline.config import Study
+
+    study = Study(name="any")
+    tried = study.autointerp.specifications
+    number = len(study.autointerp.scorers) * len(tried.explain_from) * len(tried.score_on) * len(tried.split_by)
+    number *= len(study.curve_examples) * len(study.curve_windows)
+    words = (
+        f"{number} protocols unless the study says otherwise: every lexical scorer, {len(tried.explain_from)} pools to"
+        f" explain from and {len(tried.score_on)} to score on, {len(tried.split_by)} splits,"
+        f" {_joined(study.curve_examples)} contexts of {_joined(study.curve_windows)} tokens, on"
+        f" {tried.latents} latents of either side"
+    )
+    splits = [
+        ("split_by window", "no context is both explained and scored"),
+        ("split_by document", "no document is: windows of one document resemble each other"),
+    ]
+    pools = [(f"explain_from, score_on {name}", f"of a latent, {what}") for name, what in POOL_DESCRIPTIONS.items()]
+    return [*pools, *splits, ("specifications", words)]
+
+
+def _joined(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
 def _architectures() -> list[tuple[str, str]]:
     from pipeline.saes.architectures import ARCHITECTURES
 
     return [(row.name, row.description) for row in ARCHITECTURES.values()]
 
 
-LISTS = {"architectures": _architectures, "variants": _variants, "metrics": _metrics, "scorers": _scorers}
+LISTS = {"architectures": _architectures, "variants": _variants, "metrics": _metrics, "scorers": _scorers,
+         "protocols": _protocols}  # fmt: skip
 
 
 def _say(text: str, stream: TextIO | None = None) -> None:

@@ -153,7 +153,9 @@ def test_sigterm_ends_the_demo_with_the_study_that_it_started(tmp_path: Path) ->
     assert json.loads(report.read_text())["state"] == "stopped"
 
 
-@pytest.mark.parametrize(("what", "names"), [("variants", "control"), ("metrics", "fvu"), ("scorers", "fuzzing")])
+@pytest.mark.parametrize(
+    ("what", "names"), [("variants", "control"), ("metrics", "fvu"), ("scorers", "fuzzing"), ("protocols", "432")]
+)
 def test_show_lists_what_there_is(what: str, names: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", what]) == 0
     assert names in capsys.readouterr().out

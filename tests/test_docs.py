@@ -28,8 +28,8 @@ def test_every_setting_is_in_the_readme_with_its_default_and_no_other_is() -> No
 def test_every_command_is_in_the_readme() -> None:
     commands = set(next(action.choices for action in _parser()._actions if action.choices))
     assert commands == set(re.findall(r"^\| `lineup (\w+)", README, re.MULTILINE))
-    assert "show " + r"\|".join(["architectures", "variants", "metrics", "scorers"]) in README
-    assert set(LISTS) == {"architectures", "variants", "metrics", "scorers"}
+    assert "show " + r"\|".join(["architectures", "variants", "metrics", "scorers", "protocols"]) in README
+    assert set(LISTS) == {"architectures", "variants", "metrics", "scorers", "protocols"}
 
 
 @pytest.mark.parametrize(

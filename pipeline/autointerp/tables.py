@@ -130,6 +130,12 @@ POOL_WORDS: dict[Pool, str] = {
     "random": "random contexts",
 }
 """What pages call a pool."""
+POOL_DESCRIPTIONS: dict[Pool, str] = {
+    "strongest": "the contexts of its largest activations",
+    "quantiles": "contexts of all strengths, equally many from strata of its activations",
+    "random": "its activating contexts at random",
+}
+"""Which contexts of a latent it holds."""
 
 
 def score_metrics(config: AutointerpConfig) -> list[Metric]:
@@ -153,18 +159,14 @@ def _score_metric(scorer: Scorer, explain_from: Pool, score_on: Pool) -> Metric:
     protocol, words = str(score_on), POOL_WORDS[score_on]
     if explain_from != score_on:
         protocol, words = f"{explain_from}_to_{score_on}", f"{POOL_WORDS[explain_from]} → {words}"
-    drawn = {
-        "strongest": "the contexts of its largest activations",
-        "quantiles": "contexts of all strengths, equally many from strata of its activations",
-        "random": "its activating contexts at random",
-    }
+    shown, asked = POOL_DESCRIPTIONS[explain_from], POOL_DESCRIPTIONS[score_on]
     return Metric(
         f"{scorer.name}_{protocol}_auroc",
         "latent",
         f"{scorer.label} AUROC, {words}",
         "",
-        f"{scorer.description[0].upper()}{scorer.description[1:]}. Explained from {drawn[explain_from]}; scored on"
-        f" {drawn[score_on]}, none of which the explainer has seen. Area under the ROC curve: 0.5 is chance.",
+        f"{scorer.description[0].upper()}{scorer.description[1:]}. Explained from {shown}; scored on"
+        f" {asked}, none of which the explainer has seen. Area under the ROC curve: 0.5 is chance.",
         True,
         lower=0,
         upper=1,

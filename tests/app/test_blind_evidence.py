@@ -99,7 +99,8 @@ def test_candidates_follow_one_rule_that_a_plain_count_confirms(folder: Path, st
 
 def test_candidates_have_every_statistic_and_none_where_there_is_no_value(study: Study) -> None:
     found = {candidate.key: candidate for candidate in candidates(study, own_design(contexts=3))}
-    assert set(found[0, 0].statistics) == {metric.metric for metric in study.statistics}
+    own = {metric.metric for metric in study.statistics} - {"best_match_correlation"}  # a maximum over variants
+    assert set(found[0, 0].statistics) == own
     assert found[0, 0].statistics["density"] == found[0, 0].density
     assert found[0, 8].statistics["detection_auroc"] is None
     assert isinstance(found[0, 0].statistics["detection_auroc"], float)
