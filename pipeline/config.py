@@ -10,6 +10,7 @@ Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Hook: TypeAlias = Literal["resid_post", "mlp_out", "attn_out"]
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
 
 def _checked_layers(value: Any) -> Any:
@@ -266,6 +267,10 @@ class Study(Section):
     """A line for people."""
     seed: int = 0
     """The one seed; every generator is derived from it and a name."""
+    precision: Precision = "auto"
+    """Of large matrix products. `auto`: bfloat16 where the hardware multiplies it, else float32; which it was is
+    recorded. Studies that are to be compared should name one. A processor that lacks bfloat16 emulates it, a hundred
+    times slower."""
     models: tuple[ModelConfig, ...] = (ModelConfig(),)
     """The transformers; `model` with one section is short for a list of one, a source alone for a section."""
     corpus: CorpusConfig = CorpusConfig()

@@ -8,6 +8,12 @@ from pathlib import Path
 
 import torch
 
+from pipeline.config import Precision
+from pipeline.errors import LineupError
+
+VARIABLE = "LINEUP_PRECISION"
+"""The environment variable that says what `auto` means, so that one machine can do as another would."""
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -26,12 +32,39 @@ class Compute:
         return torch.autocast(self.device, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
 
 
-def detect() -> Compute:
-    """CUDA when there is one; bfloat16 only where the hardware multiplies it: emulated it is slower than float32."""
-    if torch.cuda.is_available():
-        return Compute("cuda", torch.cuda.is_bf16_supported(including_emulation=False))
-    flags = _cpu_flags()
-    return Compute("cpu", bool({"amx_bf16", "avx512_bf16"} & flags))
+def detect(precision: Precision = "auto") -> Compute:
+    """CUDA when there is one, in the precision that is asked for.
+
+    `auto` takes bfloat16 only where the hardware multiplies it: emulated, which works anywhere, it is slower than
+    float32. Raises LineupError where LINEUP_PRECISION names no precision.
+    """
+    device, asked = "cuda" if torch.cuda.is_available() else "cpu", settled(precision)
+    return Compute(device, _multiplies_bfloat16(device) if asked == "auto" else asked == "bfloat16")
+
+
+def settled(precision: Precision) -> Precision:
+    """The precision that a study asks for, or LINEUP_PRECISION where it leaves the choice; `auto` without either.
+
+    Raises LineupError where LINEUP_PRECISION names no precision.
+    """
+    if precision != "auto":
+        return precision
+    match os.environ.get(VARIABLE, ""):
+        case "":
+            return "auto"
+        case "float32" | "bfloat16" as named:
+            return named
+        case other:
+            raise LineupError(
+                f"{VARIABLE} is '{other}', which is no precision. Known: float32, bfloat16; without it the hardware"
+                " decides."
+            )
+
+
+def _multiplies_bfloat16(device: str) -> bool:
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool({"amx_bf16", "avx512_bf16"} & _cpu_flags())
 
 
 def describe() -> str:

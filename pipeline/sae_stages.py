@@ -133,7 +133,8 @@ class SaeRun:
 
     @property
     def _latents_key(self) -> dict[str, Any]:
-        return {"sae": self.sae_key, "collect": self.context.study.collect.model_dump()}
+        key = {"sae": self.sae_key, "collect": self.context.study.collect.model_dump()}
+        return key | ({"values": "float32"} if self.context.compute.bfloat16 else {})  # they were bfloat16 ones once
 
     def latents(self) -> Path:
         """Sparse activations on the whole corpus, and all tables but explanations, scores and matches."""

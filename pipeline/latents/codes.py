@@ -1,16 +1,19 @@
 """Encodes a corpus with one SAE: activations come in, the sparse matrix of latent activations goes out."""
 
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Float, Int
+from sae_lens.saes.gated_sae import GatedSAE
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE
 from sae_lens.saes.topk_sae import TopK
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 from torch import Tensor
+from torch.nn import functional
 
 from pipeline.activations import Activations
 from pipeline.errors import LineupError
@@ -26,16 +29,22 @@ PRE_ACTIVATIONS = 2**25
 NONZERO = 2**29
 """Most activations kept of an SAE: 4 GiB of values and latents, and as much again while they are put together."""
 
+Picked: TypeAlias = tuple[Int[Tensor, " active"], Int[Tensor, " active"], Float[Tensor, " active"]]
+"""Rows, ascending, latents and values of what is active in a batch."""
+
 
 def encode(
     sae: Any, activations: Activations, corpus_tokens: int, compute: Compute, advance: Advance
 ) -> sparse.csr_array:
     """The latents' activations on every token of the corpus, [corpus token, latent]; dropped tokens are empty rows.
 
-    `sae` is a SAELens SAE on raw activations; the values are those of its own `encode`. Raises LineupError where so
-    many latents are active that they would not fit into memory.
+    `sae` is a SAELens SAE on raw activations; the values are those of its own `encode` in float32, whatever the
+    precision. In bfloat16 only the choice of latents is less precise: those that are active by a hair, or among the
+    last of the k, may be others, and what float32 finds inactive is left out. Raises LineupError where so many latents
+    are active that they would not fit into memory.
     """
     sae = sae.to(compute.device)
+    encoder = sae.W_enc.detach().T.contiguous() if compute.bfloat16 else None
     if isinstance(sae.activation_fn, TopK):  # SAELens' own option: no dense matrix to fill and to search
         sae.activation_fn = TopK(sae.activation_fn.k, use_sparse_activations=True)
     counts = np.zeros(corpus_tokens, dtype=np.int64)
@@ -43,7 +52,10 @@ def encode(
     for start in range(0, len(activations.values), size):
         batch = activations.values[start : start + size].to(compute.device)
         with torch.inference_mode(), compute.autocast(), torch.sparse.check_sparse_tensor_invariants(enable=False):
-            rows, latents, values = _nonzero(sae.encode(batch))
+            picked = _nonzero(sae.encode(batch))
+        if encoder is not None:
+            picked = _in_float32(sae, encoder, batch, picked)
+        rows, latents, values = (each.cpu().numpy() for each in picked)
         where = activations.token[start : start + size].numpy()
         counts[where] = np.bincount(rows, minlength=len(where))
         columns.append(latents.astype(np.int32))
@@ -64,15 +76,48 @@ def _check_sparse(nonzero: int, tokens: int, all_tokens: int) -> None:
         )
 
 
-def _nonzero(acts: Float[Tensor, "token d_sae"]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Rows, ascending, latents and values of what is not zero, from a dense tensor or a sparse one."""
+def _nonzero(acts: Float[Tensor, "token d_sae"]) -> Picked:
+    """What is not zero, from a dense tensor or a sparse one."""
     if acts.is_sparse:
         (rows, latents), values = acts._indices(), acts._values()
-        rows, latents, values = rows[values > 0], latents[values > 0], values[values > 0]
-    else:
-        rows, latents = torch.nonzero(acts, as_tuple=True)
-        values = acts[rows, latents]
-    return rows.cpu().numpy(), latents.cpu().numpy(), values.float().cpu().numpy()
+        return _active(rows, latents, values.float())
+    rows, latents = torch.nonzero(acts, as_tuple=True)
+    return rows, latents, acts[rows, latents].float()
+
+
+def _active(rows: Tensor, latents: Tensor, values: Tensor) -> Picked:
+    return rows[values > 0], latents[values > 0], values[values > 0]
+
+
+@torch.inference_mode()
+def _in_float32(
+    sae: Any, encoder: Float[Tensor, "d_sae d_in"], batch: Float[Tensor, "token d_in"], picked: Picked
+) -> Picked:
+    """The same with values computed anew: two bfloat16 products a hair apart are often equal, as float32 ones are not.
+
+    The picked latents alone are multiplied, d_in operations each, a small share of what picking them took.
+    """
+    rows, latents, values = picked
+    starts = functional.pad(torch.bincount(rows, minlength=len(batch)).cumsum(0), (1, 0))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        wanted = torch.sparse_csr_tensor(starts, latents, values, (len(batch), len(encoder)), check_invariants=False)
+    products = torch.sparse.sampled_addmm(wanted, sae.process_sae_in(batch), encoder.T, beta=0).values()
+    return _active(rows, latents, _activated(sae, products, latents))
+
+
+def _activated(sae: Any, products: Float[Tensor, " active"], latents: Int[Tensor, " active"]) -> Tensor:
+    """What the `encode` of SAELens' architectures makes of inputs' products with the encoders of latents."""
+    pre: Tensor
+    if isinstance(sae, GatedSAE):
+        pre = products * sae.r_mag[latents].exp() + sae.b_mag[latents]
+        return pre.relu().where(products + sae.b_gate[latents] > 0, 0)
+    pre = products + sae.b_enc[latents]
+    if isinstance(sae, JumpReLUSAE):
+        return pre.relu().where(pre > sae.threshold[latents], 0)
+    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
+        pre = pre * sae.W_dec.norm(dim=-1)[latents]
+    return pre.relu()
 
 
 def reconstruct(sae: Any, values: Float[Tensor, "token d_in"], picked: sparse.csr_array) -> Float[Tensor, "token d_in"]:

@@ -15,7 +15,7 @@ def describe(study: Study, gpus: Sequence[str] = (), folder: Path = Path()) -> s
     `folder` lies on the disk that the study would be written to. Raises LineupError for a GPU or a model whose size is
     not known, and for layers or variants that do not exist.
     """
-    machines = [*(gpu_machine(name) for name in gpus), this_machine(folder)]
+    machines = [*(gpu_machine(name, study.precision) for name in gpus), this_machine(folder, study.precision)]
     shapes = [shape_of(model) for model in study.models]
     return render(study, [plan(study, shapes, machine) for machine in machines[-1:] + machines[:-1]])
 

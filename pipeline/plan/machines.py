@@ -8,12 +8,15 @@ from typing import NamedTuple
 
 import torch
 
+from pipeline.config import Precision
 from pipeline.errors import LineupError
-from pipeline.hardware import describe, detect
+from pipeline.hardware import Compute, describe, detect, settled
 
 PROBE = 2048
 """Rows and columns of the matrices that are multiplied to measure a processor."""
 PROBE_SECONDS = 1.0
+PATIENCE_SECONDS = 10.0
+"""Longest product that is waited for: bfloat16 may be emulated, a hundred times slower than float32."""
 UTILISATION = 0.4
 """Share of a GPU's peak that large matrix products reach: an assumption, not a measurement."""
 CORES_BESIDE_A_GPU = 16
@@ -39,33 +42,35 @@ class Machine(NamedTuple):
 class Gpu(NamedTuple):
     """A row of `GPUS`."""
 
-    tflops: float
-    """Peak of dense bfloat16 matrix products, in TFLOP a second."""
+    bfloat16: float
+    """Peak of dense matrix products in bfloat16, in TFLOP a second."""
+    float32: float
+    """The same in float32, on the cores that are not for matrices: torch takes no TF32 unasked."""
     gigabytes: int
 
 
 GPUS = {
-    "RTX 3090": Gpu(71, 24),
-    "RTX 4090": Gpu(165, 24),
-    "L4": Gpu(121, 24),
-    "L40S": Gpu(362, 48),
-    "A100 40GB": Gpu(312, 40),
-    "A100": Gpu(312, 80),
-    "H100 PCIe": Gpu(756, 80),
-    "H100": Gpu(989, 80),
-    "H200": Gpu(989, 141),
+    "RTX 3090": Gpu(71, 35.6, 24),
+    "RTX 4090": Gpu(165, 82.6, 24),
+    "L4": Gpu(121, 30.3, 24),
+    "L40S": Gpu(362, 91.6, 48),
+    "A100 40GB": Gpu(312, 19.5, 40),
+    "A100": Gpu(312, 19.5, 80),
+    "H100 PCIe": Gpu(756, 51, 80),
+    "H100": Gpu(989, 67, 80),
+    "H200": Gpu(989, 67, 141),
 }
 """Vendor's data sheets, without sparsity; A100 and H100 are the SXM modules with 80 GB."""
 
 
-def this_machine(folder: Path) -> Machine:
-    """Measure this machine; `folder` lies on the disk that a study would be written to."""
-    compute = detect()
+def this_machine(folder: Path, precision: Precision = "auto") -> Machine:
+    """Measure this machine in a study's precision; `folder` lies on the disk that the study would be written to."""
+    compute = detect(precision)
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     on_gpu = compute.device == "cuda"
     return Machine(
         name=f"this machine ({describe()})",
-        speed=_speed(),
+        speed=_speed(compute),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory=pages,
         gpu_memory=torch.cuda.get_device_properties(0).total_memory if on_gpu else None,
@@ -74,32 +79,39 @@ def this_machine(folder: Path) -> Machine:
     )
 
 
-def gpu_machine(name: str) -> Machine:
+def gpu_machine(name: str, precision: Precision = "auto") -> Machine:
     """A machine with the GPU of that name. Raises LineupError for one that the table does not have."""
     found = {known.lower(): known for known in GPUS}.get(name.lower())
     if found is None:
         raise LineupError(f"Unknown GPU '{name}'. Known: {', '.join(GPUS)}.")
-    gpu = GPUS[found]
+    gpu, named = GPUS[found], "float32" if settled(precision) == "float32" else "bfloat16"
+    tflops = gpu.float32 if named == "float32" else gpu.bfloat16
     return Machine(
         name=found,
-        speed=UTILISATION * gpu.tflops * 1e12,
+        speed=UTILISATION * tflops * 1e12,
         cores=CORES_BESIDE_A_GPU,
         memory=None,
         gpu_memory=gpu.gigabytes * 10**9,
         disk=None,
-        origin=f"{UTILISATION:.0%} of the {gpu.tflops:g} TFLOP/s of its data sheet, bfloat16",
+        origin=f"{UTILISATION:.0%} of the {tflops:g} TFLOP/s of its data sheet, {named}",
     )
 
 
-def _speed() -> float:
-    """The fastest of several products: others may be at work on the machine."""
-    compute = detect()
-    one, other = (torch.ones(PROBE, PROBE, device=compute.device) for _ in range(2))
-    fastest, until = 0.0, time.perf_counter() + PROBE_SECONDS
-    while not fastest or time.perf_counter() < until:
-        started = time.perf_counter()
-        with compute.autocast():
-            product = one @ other
-        float(product[0, 0])  # waits for a GPU to be done
-        fastest = max(fastest, 2 * PROBE**3 / (time.perf_counter() - started))
-    return fastest
+def _speed(compute: Compute) -> float:
+    """The fastest of several products: others may be at work on the machine. Small ones if large ones take long."""
+    rough = max(_rate(compute, PROBE // 8) for _ in range(3))
+    size = PROBE if 2 * PROBE**3 / rough < PATIENCE_SECONDS else PROBE // 8
+    found, until = [_rate(compute, size)], time.perf_counter() + PROBE_SECONDS
+    while time.perf_counter() < until:
+        found.append(_rate(compute, size))
+    return max(found)
+
+
+def _rate(compute: Compute, size: int) -> float:
+    """FLOP a second of one product."""
+    one, other = (torch.ones(size, size, device=compute.device) for _ in range(2))
+    started = time.perf_counter()
+    with compute.autocast():
+        product = one @ other
+    float(product[0, 0])  # waits for a GPU to be done
+    return 2 * size**3 / (time.perf_counter() - started)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.studies_for_tests import run, toy_study
+from tests.pipeline.studies_for_tests import PRECISION, run, toy_study
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +15,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcome = run(study, folder)
     assert outcome.returncode == 0, outcome.stderr
     return folder / "toy.duckdb"
+
+
+@pytest.fixture(scope="session")
+def in_both_precisions(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Databases of the same study by their precision; emulated where the processor has no bfloat16."""
+    other = "float32" if PRECISION == "bfloat16" else "bfloat16"
+    folder = tmp_path_factory.mktemp(other)
+    outcome = run(toy_study(tmp_path_factory.mktemp("toy"), precision=other), folder)
+    assert outcome.returncode == 0, outcome.stderr
+    return {PRECISION: finished, other: folder / "toy.duckdb"}

@@ -8,9 +8,13 @@ from pathlib import Path
 import duckdb
 import yaml
 
+from pipeline.hardware import VARIABLE
 from tests.pipeline.toy import save_toy_model, write_toy_corpus
 
 ROOT = Path(__file__).parents[2]
+
+PRECISION = os.environ.get(VARIABLE) or "float32"
+"""Of the tests' studies: the same on every processor, and bfloat16 where LINEUP_PRECISION asks for it."""
 
 
 CURVE = {"latents": 40, "examples": [20], "windows": [16], "explain_from": "quantiles", "score_on": "quantiles"}
@@ -23,6 +27,7 @@ def toy_study(folder: Path, **changes: object) -> Path:
     write_toy_corpus(folder / "corpus.jsonl")
     study = {
         "name": "toy",
+        "precision": PRECISION,
         "model": {"source": f"folder:{folder / 'model'}"},
         "corpus": {"source": f"jsonl:{folder / 'corpus.jsonl'}", "tokens": 12_800, "context_length": 32},
         "variants": ["trained", "rerandomized_incl_embeddings", "control"],

@@ -99,6 +99,7 @@ def test_a_study_cannot_be_changed_after_it_is_read() -> None:
         ("name: mine\nsaes: [{k: 8}, {k: 16}]", ["saes ['topk', 'topk']", "none of them twice"]),
         ("name: mine\nmodels: [hub:a/b, hub:a/b]", ["hub:a/b", "none of them twice"]),
         ("name: mine\nlayers: every 0", ["layers", "every N", "'every 0'"]),
+        ("name: mine\nprecision: half", ["precision", "'auto', 'float32' or 'bfloat16'", "'half'"]),
         ("name: mine\nhooks: [mlp]", ["hooks.0", "mlp_out", "'mlp'"]),
         ("name: mine\nsae: {architecture: pretrained}", ["sae.source", "pretrained"]),
         ("name: mine\nsae: {architecture: top}", ["sae.architecture", "topk", "'top'"]),

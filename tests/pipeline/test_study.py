@@ -11,8 +11,11 @@ import duckdb
 import pytest
 import torch
 from sae_lens import SAE
+from sae_lens.saes.topk_sae import TopK
 from transformers import AutoModelForCausalLM
 
+from pipeline.activations import SEQUENCES_IN_BATCH
+from pipeline.hardware import Compute
 from tests.pipeline.studies_for_tests import ROOT, command, query, run, toy_study
 
 TABLES = [
@@ -71,26 +74,36 @@ def test_every_latent_statistic_is_a_column(finished: Path) -> None:
     assert {row[0] for row in query(finished, "SELECT metric FROM metrics WHERE level = 'latent'")} <= columns
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_stored_activations_are_those_of_saelens_sae_on_the_models_own_residual_stream(
-    finished: Path, tmp_path_factory: pytest.TempPathFactory
+    precision: str, in_both_precisions: dict[str, Path], tmp_path: Path
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(toy_study(tmp_path_factory.mktemp("again")).parent / "model")
-    ((path,),) = query(finished, "SELECT path FROM saes WHERE variant = 'trained' AND layer = 0")
-    sae = SAE.load_from_disk(finished.parent / path)
+    """The model runs in the study's precision, the SAE in float32: the study may have picked other latents."""
+    database, first = in_both_precisions[precision], "variant = 'trained' AND layer = 0"
+    model = AutoModelForCausalLM.from_pretrained(toy_study(tmp_path).parent / "model")
+    tokens = torch.tensor([row[0] for row in query(database, "SELECT tokens FROM sequences ORDER BY sequence")])
+    with torch.inference_mode(), Compute("cpu", precision == "bfloat16").autocast():
+        parts = [model(part, output_hidden_states=True).hidden_states[1] for part in tokens.split(SEQUENCES_IN_BATCH)]
+    ((path,),) = query(database, f"SELECT path FROM saes WHERE {first}")
+    sae, residual = SAE.load_from_disk(database.parent / path), torch.cat(parts).float()
+    picked = sae.encode(residual).detach()
+    sae.activation_fn = TopK(sae.cfg.d_sae)
+    acts = sae.encode(residual).detach()
     contexts = query(
-        finished,
-        """SELECT c.latent, c.start, c.length, c.positions, c.activations, s.tokens
-           FROM contexts c JOIN sequences s USING (sequence) JOIN saes USING (sae)
-           WHERE variant = 'trained' AND layer = 0 AND rank = 0 LIMIT 60""",
+        database,
+        f"""SELECT latent, sequence, start, length, positions, activations FROM contexts JOIN saes USING (sae)
+            WHERE {first} AND rank = 0 LIMIT 60""",
     )
-    for latent, start, length, positions, activations, tokens in contexts:
-        with torch.inference_mode():
-            residual = model(torch.tensor([tokens]), output_hidden_states=True).hidden_states[1][0]
-            acts = sae.encode(residual)[:, latent].clone()
-            acts[0] = 0  # the first position is dropped
-        expected = torch.zeros(length)
-        expected[list(positions)] = torch.tensor(activations)
-        assert torch.allclose(acts[start : start + length], expected, atol=1e-3)
+    others = []
+    for latent, sequence, start, length, positions, activations in contexts:
+        at, stored = torch.arange(start, start + length), torch.zeros(length)
+        stored[list(positions)] = torch.tensor(activations)
+        active = stored > 0
+        assert torch.allclose(acts[sequence, at, latent][active], stored[active], atol=1e-3)
+        others.append((picked[sequence, at, latent] > 0) != active)
+        others[-1][at == 0] = False  # the first position is dropped
+    assert len(others) == 60
+    assert torch.cat(others).float().mean() <= (0.02 if precision == "bfloat16" else 0)
 
 
 def test_the_control_sees_noise_and_the_trained_model_sees_text(finished: Path) -> None:
