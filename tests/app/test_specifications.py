@@ -82,9 +82,9 @@ def test_overview_page_and_report_show_them(database: Path, tmp_path: Path) -> N
     assert overview.text.count("Who scores higher depends on the protocol.") == 2
     assert overview.text.count("Trained latents score higher under every protocol.") == 4
     assert "/s/small/protocols" in overview.text
-    assert page.text.count('class="plot spec"') == 6
+    assert page.text.count('class="spec"') == 6
     write_report(database, tmp_path / "report.html")
-    assert (tmp_path / "report.html").read_text(encoding="utf-8").count('class="plot spec"') == 6
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count('class="spec"') == 6
 
 
 def test_a_study_without_curves_says_why(tmp_path: Path) -> None:
