@@ -14,18 +14,24 @@ from typing import Any, TypeAlias
 
 import duckdb
 
-from app.errors import PageError, damaged, timed_out
+from app.errors import PageError, damaged, out_of_memory, timed_out
 
 Row: TypeAlias = dict[str, Any]
 Signature: TypeAlias = tuple[int, int, int]
 
 
-class Reader:
-    """Runs the queries of one request; raises PageError when the time is up or the file is no study."""
+FATAL = (duckdb.FatalException, duckdb.InternalException)
+"""Errors after which DuckDB refuses every further query, until the file is opened anew."""
 
-    def __init__(self, cursor: duckdb.DuckDBPyConnection, file: str, seconds: float) -> None:
-        self._cursor, self._file, self._seconds = cursor, file, seconds
+
+class Reader:
+    """Runs the queries of one request; raises PageError when the time is up or the file cannot be read."""
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection, path: Path, seconds: float) -> None:
+        self._cursor, self._path, self._seconds = cursor, path, seconds
         self._deadline = time.monotonic() + seconds
+        self.broken = False
+        """Whether the connection is of no more use."""
 
     def rows(self, sql: str, parameters: Sequence[object] = ()) -> list[Row]:
         """All rows of a query, as dictionaries."""
@@ -37,8 +43,12 @@ class Reader:
             return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
         except duckdb.InterruptException as error:
             raise timed_out(self._seconds) from error
-        except (duckdb.CatalogException, duckdb.BinderException, duckdb.IOException) as error:
-            raise damaged(self._file, first_line(error)) from error
+        except duckdb.OutOfMemoryException as error:
+            raise out_of_memory() from error
+        except duckdb.Error as error:
+            # A block whose checksum is wrong is a plain duckdb.Error; tables that are missing, a CatalogException.
+            self.broken = isinstance(error, FATAL)
+            raise damaged(self._path.name, first_line(error, self._path)) from error
 
     def row(self, sql: str, parameters: Sequence[object] = ()) -> Row | None:
         """The first row of a query, or None."""
@@ -64,17 +74,21 @@ class Database:
     @contextmanager
     def reading(self, path: Path) -> Iterator[Reader]:
         """A reader of what the file holds now, good for one request."""
-        with self._connection(path).cursor() as cursor:
-            cursor.execute("USE study")
+        connection = self._connection(path)
+        with connection.cursor() as cursor:
             alarm = threading.Timer(self._seconds, cursor.interrupt)
             alarm.daemon = True
             alarm.start()
             self._cursors.add(cursor)
+            reader = Reader(cursor, path, self._seconds)
             try:
-                yield Reader(cursor, path.name, self._seconds)
+                reader.rows("USE study")
+                yield reader
             finally:
                 self._cursors.discard(cursor)
                 alarm.cancel()
+                if reader.broken:
+                    self._forget(path, connection)
 
     def interrupt(self) -> None:
         """End all queries that are under way, as when the time is up."""
@@ -97,6 +111,11 @@ class Database:
                 entry = self._open[path] = _Open(signature, _attach(path))
             return entry.connection
 
+    def _forget(self, path: Path, connection: duckdb.DuckDBPyConnection) -> None:
+        with self._lock:
+            if path in self._open and self._open[path].connection is connection:
+                del self._open[path]
+
 
 def _signature(path: Path) -> Signature:
     try:
@@ -117,13 +136,13 @@ def _attach(path: Path) -> duckdb.DuckDBPyConnection:
         connection.execute("SET lock_configuration = true")
     except duckdb.Error as error:
         connection.close()
-        raise damaged(path.name, first_line(error)) from error
+        raise damaged(path.name, first_line(error, path)) from error
     return connection
 
 
-def first_line(error: Exception) -> str:
-    """What DuckDB says, without paths, hints and positions."""
-    line = str(error).splitlines()[0]
+def first_line(error: Exception, path: Path) -> str:
+    """What DuckDB says of a file, without its folder, hints and positions."""
+    line = str(error).splitlines()[0].replace(f"{path.absolute().parent}/", "")
     if "not a valid DuckDB database" in line:
         return "it is not a DuckDB database."
     return line.split("Error: ", 1)[-1].rstrip(".!") + "."

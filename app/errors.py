@@ -46,12 +46,23 @@ def bad_request(name: str, value: object, allowed: Iterable[object] | str) -> Pa
 
 
 def damaged(file: str, reason: str) -> PageError:
-    """500: a study file that is no study."""
+    """503: a study file that is no study, or not any more."""
     return PageError(
-        500,
+        503,
         "This study cannot be read",
         f"{file} is damaged, from an older version, or no study file: {reason}",
-        "Run the study again to write the file anew; other studies are not affected.",
+        "Run the study again, which writes the file anew from what is kept, or fetch the file again from where it came."
+        " Other studies are not affected.",
+    )
+
+
+def out_of_memory() -> PageError:
+    """503: the page's queries take more memory than there is."""
+    return PageError(
+        503,
+        "That takes too much memory",
+        "The queries behind this page need more memory than the server has.",
+        "Filter to fewer latents, or try again when the machine is less busy.",
     )
 
 

@@ -88,7 +88,9 @@ def cookie_session(request: Request) -> Session | None:
         return None
     try:
         return labels.store.session(session)
-    except PageError:
+    except PageError as error:
+        if error.status != 404:
+            raise
         return None
 
 
@@ -116,6 +118,8 @@ def program(request: Request) -> Session:
     try:
         return store_of(request).session_by_bearer(token.strip())
     except PageError as error:
+        if error.status != 404:
+            raise
         raise PageError(401, "Unknown token", "The bearer token belongs to no session.", "Join to get one.") from error
 
 

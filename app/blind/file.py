@@ -9,8 +9,8 @@ from pathlib import Path
 
 import duckdb
 
-from app.blind import tables
-from app.db import first_line
+from app.blind import tables, wal
+from app.db import FATAL, first_line
 from app.errors import PageError, ServeError
 
 SCHEMA_VERSION = 2
@@ -31,10 +31,11 @@ class LabelFile:
         try:
             if not path.exists():
                 _make(path)
+            self.cookie_secret = _checked(path)
             self._connection = _connect(path, checkpoint_bytes)
-        except (duckdb.Error, OSError) as error:
+            self._migrate()
+        except (duckdb.Error, OSError, PageError) as error:
             raise _unavailable(path, error) from error
-        self.cookie_secret = self._check()
 
     @contextmanager
     def transaction(self) -> Iterator[tables.Connection]:
@@ -62,10 +63,9 @@ class LabelFile:
         try:
             connection = self._usable()
             yield connection
-        except duckdb.FatalException as error:
-            self._broken = connection or self._broken
-            raise self._failed(error) from error
-        except duckdb.OperationalError as error:
+        except duckdb.Error as error:
+            if isinstance(error, FATAL):
+                self._broken = connection or self._broken
             raise self._failed(error) from error
 
     def _usable(self) -> tables.Connection:
@@ -73,15 +73,15 @@ class LabelFile:
         with self._reopening:
             if self._broken is self._connection:
                 self._connection.close()
+                _checked(self._path)
                 self._connection = _connect(self._path, self._checkpoint_bytes)
             return self._connection
 
     def _failed(self, error: duckdb.Error) -> PageError:
-        reason = first_line(error).replace(f"{self._path.absolute().parent}/", "")
         return PageError(
             503,
             "That was not saved",
-            f"The file of labels could not be read or written: {reason}",
+            f"The file of labels, {self._path.name}, could not be read or written: {first_line(error, self._path)}",
             "Nothing that was saved before is lost. Try again; if it goes on, tell whoever runs this server.",
         )
 
@@ -90,22 +90,30 @@ class LabelFile:
         with self._lock:
             self._connection.close()
 
-    def _check(self) -> bytes:
-        try:
-            version, secret = tables.meta(self._connection)
-            if version == 1:
-                with self.transaction() as connection:
-                    tables.migrate(connection)
-                version = SCHEMA_VERSION
-        except (duckdb.Error, PageError) as error:
-            self._connection.close()
-            raise _unavailable(self._path, error) from error
-        if version != SCHEMA_VERSION:
-            self._connection.close()
+    def _migrate(self) -> None:
+        """Bring a file of version 1 to this one."""
+        with self.reading() as connection:
+            version, _ = tables.meta(connection)
+        if version == 1:
+            with self.transaction() as connection:
+                tables.migrate(connection)
+
+def _checked(path: Path) -> bytes:
+    """Read the file once from end to end before anything may write to it; gives the secret of its cookies.
+
+    A damaged file that is opened for writing would take what its log holds, and what is damaged is gone then.
+    """
+    with duckdb.connect(str(path), read_only=True) as connection:
+        version, secret = tables.meta(connection)
+        if version not in (1, SCHEMA_VERSION):
             raise ServeError(
-                f"'{self._path}' has labels in version {version} of the schema, this program knows {SCHEMA_VERSION}:"
-                " use the program that made it, or name another file."
+                f"'{path.name}' has labels in version {version} of the schema, this program knows {SCHEMA_VERSION}:"
+                " use the program that made it, or name another file in LINEUP_LABELS."
             )
+        tables.read_all(connection)
+        log = path.with_name(f"{path.name}.wal")
+        if log.exists() and wal.passed_over(log.read_bytes(), tables.log_begun(connection)):
+            raise duckdb.DataError(f"its log, {log.name}, cannot be read to its end")
         return secret
 
 
@@ -137,7 +145,10 @@ def _make(path: Path) -> None:
 def _unavailable(path: Path, error: Exception) -> ServeError:
     if "set lock on file" in str(error):
         return ServeError(
-            f"'{path}' is in use by another program, and only one can keep labels in it: stop that program, or name"
-            " another file."
+            f"'{path.name}' is in use by another program, and only one can keep labels in it: stop that program, or"
+            " name another file in LINEUP_LABELS."
         )
-    return ServeError(f"Cannot keep labels in '{path}': {first_line(error)} Name another file, or mend this one.")
+    return ServeError(
+        f"Cannot keep labels in '{path.name}': {first_line(error, path)} Nothing in it was changed. Put back a copy of"
+        " it that is whole, or name another file in LINEUP_LABELS; studies can be looked at all the same."
+    )

@@ -51,4 +51,4 @@ def _card(studies: Studies, entry: Entry) -> Card:
                 layers=tuple(sorted({sae.layer for sae in study.all_saes})),
             )
     except PageError as error:
-        return Card(entry, entry.name, problem=error.message)
+        return Card(entry, entry.name, problem=f"{error.message} {error.advice}")

@@ -13,6 +13,7 @@ import pytest
 from small_study import SCRIPT, write_small_study
 from starlette.testclient import TestClient
 
+from app import db
 from app.db import Database
 from app.errors import PageError, ServeError
 from app.main import create_app, serve
@@ -140,7 +141,7 @@ def test_a_damaged_file_is_one_sentence_and_the_others_work(
     assert "A small study" in listed.text
     assert "broken.duckdb is damaged" in listed.text
     response = folder_client.get("/s/broken")
-    assert response.status_code == 500
+    assert response.status_code == 503
     assert "Run the study again" in response.text
     assert str(tmp_path) not in response.text
 
@@ -149,6 +150,20 @@ def test_a_database_without_the_tables_is_damaged(folder_client: TestClient, tmp
     with duckdb.connect(str(tmp_path / "other.duckdb")) as connection:
         connection.execute("CREATE TABLE study AS SELECT 1 AS name")
     assert "other.duckdb is damaged, from an older version, or no study file" in folder_client.get("/s/other").text
+
+
+def test_a_connection_that_is_of_no_more_use_is_opened_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What DuckDB calls fatal ends every later query on the connection, though the file may be whole."""
+    monkeypatch.setattr(db, "FATAL", (duckdb.CatalogException,))
+    file, database = tmp_path / "small.duckdb", Database(10)
+    write_small_study(file, layers=(0,), latents=10)
+    with database.reading(file):
+        first = database._open[file].connection
+    with pytest.raises(PageError), database.reading(file) as reader:
+        reader.rows("SELECT * FROM nothing")
+    with database.reading(file):
+        assert database._open[file].connection is not first
+    database.close()
 
 
 def test_a_study_without_a_file_waits_and_then_moves_on(folder_client: TestClient, tmp_path: Path) -> None:
