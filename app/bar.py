@@ -7,7 +7,7 @@ from fastapi import Request
 
 from app import axes
 from app.axes import Axis, Setting
-from app.state import base_of, study_path
+from app.state import base_of, path_of, study_path
 from app.studies import Study
 
 _DROPPED = {"left_latent", "right_latent", "page"}
@@ -66,7 +66,7 @@ def _option(request: Request, study: Study, axis: Axis, there: Setting) -> Optio
 def _address(request: Request, study: Study, there: Setting) -> str:
     """This page at another setting; a latent's page becomes the list: its number means another latent there."""
     given = [*request.query_params.multi_items()]
-    rest = request.url.path.removeprefix(base_of(request)).removeprefix("/s/").partition("/")[2]
+    rest = path_of(request.scope).removeprefix("/s/").partition("/")[2]
     if "latent" in request.path_params:
         given += [(key, str(request.path_params[key])) for key in ("variant", "layer")]
         rest = "latents"

@@ -1,7 +1,7 @@
-"""What every request and every response goes through: limits and the same-origin rule in, security headers out."""
+"""What every request and every response goes through: limits and rules of origin in, security headers out."""
 
+import re
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -9,6 +9,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import PageError
+from app.hosts import Hosts, asked
+from app.settings import Settings
+from app.state import path_of
 
 MOST_BODY = 64 * 1024
 """Bytes in the body of a request; the largest form holds a title and some numbers."""
@@ -16,6 +19,8 @@ MOST_ADDRESS = 8 * 1024
 """Bytes in an address with its query."""
 
 READS = ("GET", "HEAD", "OPTIONS")
+PRIVATE = ("/blind/", "/api/")
+"""Paths whose addresses are secrets, or whose answers are for one program: nobody in between keeps what they say."""
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -29,52 +34,116 @@ SECURITY_HEADERS = {
 
 
 class Envelope:
-    """Refuses what is too large or comes from another site; tells requests the base path; adds headers to responses."""
+    """Refuses what is too large, comes from another site or asks for another host; tells requests the base path.
 
-    def __init__(self, app: ASGIApp, base_path: str, refuse: Callable[[Request, Exception], Response]) -> None:
-        self._app, self._base_path, self._refuse = app, base_path, refuse
+    HEAD is GET without a body, on every page. Responses get headers.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, refuse: Callable[[Request, Exception], Response]) -> None:
+        self._app, self._base_path, self._refuse = app, settings.base_path, refuse
+        self._hosts = Hosts(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        self._settle(scope)
+        sender = _Sender(scope, send)
+        try:
+            self._check(scope)
+            if scope["method"] not in READS:
+                receive = await _whole_body(receive)
+        except PageError as error:
+            response = self._refuse(Request(scope), error)
+            response.headers["Connection"] = "close"  # what is left of the body is nobody's
+            await response(scope, receive, sender)
+            return
+        # uvicorn, which looks at its own scope, has to see HEAD.
+        await self._app({**scope, "method": "GET"} if sender.head else scope, receive, sender)
 
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers.update(SECURITY_HEADERS)
-                if headers.get("content-type", "").startswith("text/html"):
-                    headers.add_vary_header("HX-Request")
-                    headers.setdefault("Cache-Control", "no-cache")
-            await send(message)
+    def _settle(self, scope: Scope) -> None:
+        """Put the base path into the path, as servers do that know it, whether a proxy has taken it off or not."""
+        scope["root_path"] = self._base_path
+        if not f"{scope['path']}/".startswith(f"{self._base_path}/"):
+            scope["path"] = self._base_path + scope["path"]
 
-        if self._base_path:
-            scope["root_path"] = self._base_path
-        error = _refusal(scope)
-        answer = self._refuse(Request(scope), error) if error else self._app
-        await answer(scope, receive, send_with_headers)
-
-
-def _refusal(scope: Scope) -> PageError | None:
-    size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
-    if size > MOST_ADDRESS:
-        message = f"The address is {size:,} bytes long."
-        return PageError(414, "That address is too long", message, f"It may have {MOST_ADDRESS:,}.")
-    return None if scope["method"] in READS else _refused_write(Headers(scope=scope))
+    def _check(self, scope: Scope) -> None:
+        size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        if size > MOST_ADDRESS:
+            message = f"The address is {size:,} bytes long."
+            raise PageError(414, "That address is too long", message, f"It may have {MOST_ADDRESS:,}.")
+        headers = Headers(scope=scope)
+        host = self._hosts.refused(headers)
+        if host is not None:
+            message = f"This server does not answer to the name “{host}”."
+            advice = "Whoever runs it can add the name to LINEUP_HOSTS."
+            raise PageError(421, "That is not the name of this server", message, advice)
+        if scope["method"] not in READS:
+            _check_write(headers)
 
 
-def _refused_write(headers: Headers) -> PageError | None:
+class _Sender:
+    """Sends a response with our headers; to HEAD, the headers alone."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._send, self.head = send, scope["method"] == "HEAD"
+        self._private = path_of(scope).startswith(PRIVATE) or scope["method"] not in READS
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers.update(SECURITY_HEADERS)
+            html = headers.get("content-type", "").startswith("text/html")
+            if html:
+                headers.add_vary_header("HX-Request")
+            if self._private:
+                headers["Cache-Control"] = "no-store"
+            elif html:
+                headers.setdefault("Cache-Control", "no-cache")
+            if "location" in headers:
+                # Starlette, to take a slash off, writes the host that it was asked by: a proxy's own name for us.
+                headers["Location"] = "/" + re.sub("^https?://[^/]*", "", headers["location"]).lstrip("/")
+        elif self.head:
+            message = {**message, "body": b""}
+        await self._send(message)
+
+
+def _check_write(headers: Headers) -> None:
     if not _same_origin(headers):
         message = "This form was sent by a page of another site."
-        return PageError(403, "That came from elsewhere", message, "Open the dashboard itself and send it from there.")
+        raise PageError(403, "That came from elsewhere", message, "Open the dashboard itself and send it from there.")
     length = headers.get("content-length", "")
-    if not length.isdecimal():
+    if not length.isdecimal() or len(length) > 18:
         message = "The request does not say how long its body is."
-        return PageError(411, "That request has no length", message, "Send it with a Content-Length.")
+        raise PageError(411, "That request has no length", message, "Send it with a Content-Length.")
     if int(length) > MOST_BODY:
-        message = f"The request has {int(length):,} bytes."
-        return PageError(413, "That is too much", message, f"It may have {MOST_BODY:,}.")
-    return None
+        raise _too_much(f"The request has {int(length):,} bytes.")
+
+
+async def _whole_body(receive: Receive) -> Receive:
+    """Read the body, whatever its headers say of its length; gives what tells it to the application.
+
+    Raises a 413 as soon as it is too long.
+    """
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return receive
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > MOST_BODY:
+            raise _too_much("The request has more bytes than it says.")
+    told = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def again() -> Message:
+        return next(told, None) or await receive()
+
+    return again
+
+
+def _too_much(message: str) -> PageError:
+    return PageError(413, "That is too much", message, f"It may have {MOST_BODY:,}.")
 
 
 def _same_origin(headers: Headers) -> bool:
@@ -86,4 +155,4 @@ def _same_origin(headers: Headers) -> bool:
     if site is not None:
         return site in ("same-origin", "none")
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("x-forwarded-host", headers.get("host"))
+    return origin is None or origin.partition("://")[2].lower() == asked(headers).lower()

@@ -4,17 +4,18 @@ import sys
 import urllib.error
 import urllib.request
 
-from app.settings import Settings
+from app.errors import ServeError
+from app.settings import read_settings
 
 
 def main() -> int:
     """Ask the server that these settings start."""
-    settings = Settings()
-    host = "127.0.0.1" if settings.host in ("", "0.0.0.0") else settings.host
     try:
-        with urllib.request.urlopen(f"http://{host}:{settings.port}{settings.base_path}/healthz", timeout=4):
+        settings = read_settings({})
+        address = f"http://{settings.reached_at}:{settings.port}{settings.base_path}/healthz"
+        with urllib.request.urlopen(address, timeout=4):
             return 0
-    except (urllib.error.URLError, TimeoutError) as error:
+    except (ServeError, urllib.error.URLError, TimeoutError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
 

@@ -13,14 +13,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
 
 from app import render
 from app.blind.access import Labels, labels_path, not_while_rating
 from app.db import Database
-from app.envelope import Envelope
+from app.envelope import SECURITY_HEADERS, Envelope
 from app.errors import PageError, ServeError, Way, bad_request
 from app.routes import api, blind, compare, health, latent, latents, overview, plots, progress, rate, studies
 from app.settings import Settings
+from app.state import base_of, path_of
 from app.studies import Studies, StudyPendingError
 
 PACKAGED_ASSETS: list[str | tuple[str, str]] = [("js_lib_htmx", "static/htmx"), ("plotly", "package_data")]
@@ -43,7 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _crash)
-    app.add_middleware(Envelope, base_path=settings.base_path, refuse=_page_error)
+    app.add_middleware(Envelope, settings=settings, refuse=_page_error)
     return app
 
 
@@ -52,9 +54,9 @@ def serve(settings: Settings) -> None:
     _check_paths(settings)
     with _listen(settings) as listener:
         port = listener.getsockname()[1]
-        shown = "127.0.0.1" if settings.host in ("", "0.0.0.0") else settings.host
-        host = f"[{shown}]" if ":" in shown else shown
-        sys.stdout.write(f"Latent Lineup: http://{host}:{port}{settings.base_path}/  (Ctrl+C stops it)\n")
+        sys.stdout.write(
+            f"Latent Lineup: http://{settings.reached_at}:{port}{settings.base_path}/  (Ctrl+C stops it)\n"
+        )
         sys.stdout.flush()
         app = create_app(settings)
         config = uvicorn.Config(app, log_level=settings.log_level, access_log=False, timeout_graceful_shutdown=1)
@@ -76,6 +78,8 @@ class _Server(uvicorn.Server):
 def _check_paths(settings: Settings) -> None:
     for path in settings.paths:
         try:
+            if path.is_file() and path.suffix != ".duckdb":
+                raise ServeError(f"'{path}' is no study file: name a file that ends in .duckdb, or a folder of them.")
             path.open("rb").close() if path.is_file() else next(path.iterdir(), None)
         except FileNotFoundError as error:
             advice = "Make a study with `lineup demo`, or name a study file or a folder of them."
@@ -94,16 +98,16 @@ def _listen(settings: Settings) -> socket.socket:
     try:
         listener.bind((settings.host, settings.port))
         listener.listen(128)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        # A name that is too long, or has odd characters, is a ValueError.
         listener.close()
         address = f"{settings.host}:{settings.port}"
-        if error.errno == errno.EADDRINUSE:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise ServeError(
                 f"{address} is in use by another program: choose another port, or 0 for a free one."
             ) from error
-        raise ServeError(
-            f"Cannot listen on {address}: {error.strerror or error}. Choose another host or port."
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise ServeError(f"Cannot listen on {address}: {reason}. Choose another host or port.") from error
     return listener
 
 
@@ -116,7 +120,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _page_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PageError)
-    if request.url.path.startswith("/api/"):
+    if path_of(request.scope).startswith("/api/"):
         content = {"error": error.title, "message": error.message, "advice": error.advice}
         return JSONResponse(content, status_code=error.status)
     return render.page(request, "error", {"error": error}, status=error.status)
@@ -131,20 +135,39 @@ def _pending(request: Request, error: Exception) -> Response:
 def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    name = first["loc"][-1] if len(first["loc"]) > 1 else "the address"
+    name = str(first["loc"][-1]) if len(first["loc"]) > 1 else "the address"
+    if first["type"] == "missing":
+        return _page_error(request, PageError(400, "That address does not work", f"{name} is missing."))
     expected = first["msg"].removeprefix("Input should be ")
-    return _page_error(request, bad_request(str(name), first["input"], expected))
+    return _page_error(request, bad_request(name, first["input"], expected))
 
 
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     ways = [Way("All studies", "/")]
     title = "No such page" if error.status_code == 404 else "That did not work"
-    sentence = f"{request.method} {request.url.path}: {error.detail}."
-    return _page_error(request, PageError(error.status_code, title, sentence, "", ways))
+    sentence = f"{request.method} {request.scope['path']}: {error.detail}."
+    response = _page_error(request, PageError(error.status_code, title, sentence, "", ways))
+    if error.status_code == 405:
+        response.headers["Allow"] = ", ".join(_allowed(request))
+    return response
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that an address takes: its routes are one for each, and a mount takes GET."""
+    found = set()
+    for method in ("GET", "POST"):
+        scope = {**request.scope, "method": method, "root_path": base_of(request)}
+        for route in request.app.routes:
+            takes = method == "GET" or not isinstance(route, Mount)
+            if takes and route.matches(scope)[0] == Match.FULL:
+                found |= {method, "HEAD"} if method == "GET" else {method}
+    return sorted(found)
 
 
 def _crash(request: Request, error: Exception) -> Response:
     sentence = f"The dashboard met an error that it does not know: {type(error).__name__}."
     advice = "The terminal of the server says where. Please report it, with the address of this page."
-    return _page_error(request, PageError(500, "Something broke", sentence, advice))
+    response = _page_error(request, PageError(500, "Something broke", sentence, advice))
+    response.headers.update(SECURITY_HEADERS)  # this is outside the envelope
+    return response

@@ -7,6 +7,7 @@ from urllib.parse import quote, urlencode
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.types import Scope
 
 from app import aggregates
 from app.errors import bad_request
@@ -151,7 +152,17 @@ def linker(path: str, state: Mapping[str, Any]) -> Link:
 
 def base_of(request: Request) -> str:
     """The path under which the dashboard is published, without a slash at its end."""
-    return str(request.scope.get("root_path", "")).rstrip("/")
+    return _base(request.scope)
+
+
+def path_of(scope: Scope) -> str:
+    """The path of a request below that."""
+    return str(scope["path"]).removeprefix(_base(scope))
+
+
+def _base(scope: Scope) -> str:
+    # Within a mount, such as /static, the root path is longer.
+    return str(scope.get("app_root_path", scope.get("root_path", ""))).rstrip("/")
 
 
 def quoted(text: str) -> str:

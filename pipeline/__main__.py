@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
@@ -165,17 +166,21 @@ def _quieten() -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    _dashboard(options, tuple(options.paths) or None)
+    _dashboard(options, tuple(options.paths) or None, nullcontext())
 
 
-def _dashboard(options: argparse.Namespace, paths: tuple[Path, ...] | None) -> None:
+def _dashboard(
+    options: argparse.Namespace, paths: tuple[Path, ...] | None, beside: AbstractContextManager[None]
+) -> None:
     from app.errors import ServeError
     from app.main import serve
-    from app.settings import Settings
+    from app.settings import read_settings
 
     given = {"host": options.host, "port": options.port, "paths": paths}
     try:
-        serve(Settings(**{name: value for name, value in given.items() if value is not None}))
+        settings = read_settings({name: value for name, value in given.items() if value is not None})
+        with beside:
+            serve(settings)
     except ServeError as error:
         raise LineupError(str(error)) from error
 
@@ -184,12 +189,20 @@ def _demo(options: argparse.Namespace) -> None:
     _need_pipeline()
     options.runs.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pipeline", "run", str(STUDIES / "demo.yaml"), "--runs", str(options.runs)]
-    study = subprocess.Popen(command)
+    _dashboard(options, (options.runs,), _running(command))
+
+
+@contextmanager
+def _running(command: Sequence[str]) -> Iterator[None]:
+    """A process beside this one, ended with it."""
+    process = subprocess.Popen(command)
+    # Waited for as soon as it ends, or it would be a zombie for as long as the server runs.
+    threading.Thread(target=process.wait, daemon=True).start()
     try:
-        _dashboard(options, (options.runs,))
+        yield
     finally:
-        study.terminate()
-        study.wait()
+        process.terminate()
+        process.wait()
 
 
 def _blind_new(options: argparse.Namespace) -> None:

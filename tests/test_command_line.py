@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,28 @@ def test_sigterm_ends_the_demo_with_the_study_that_it_started(tmp_path: Path) ->
         process.terminate()
         assert process.wait() == 128 + signal.SIGTERM
     assert json.loads(report.read_text())["state"] == "stopped"
+
+
+def test_a_demo_whose_study_has_ended_leaves_no_zombie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    class Watched(subprocess.Popen[bytes]):
+        def wait(self, timeout: float | None = None) -> int:
+            status = super().wait(timeout)
+            ended.set()
+            return status
+
+    monkeypatch.setattr("pipeline.__main__.STUDIES", tmp_path)  # there is no demo.yaml: it ends at once
+    monkeypatch.setattr("pipeline.__main__.subprocess.Popen", Watched)
+    monkeypatch.setattr("app.main.serve", lambda _: asked.append(ended.wait(120)))
+    asked: list[bool] = []
+    assert main(["demo", "--runs", str(tmp_path)]) == 0
+    assert asked == [True]
+
+
+def test_a_demo_that_cannot_be_shown_does_not_begin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--port is '99999'" in refused(capsys, "demo", "--runs", str(tmp_path), "--port", "99999")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
         lines.append(json.dumps({"title": HOSTILE[number % len(HOSTILE)], "text": " ".join(words)}))
     (folder / "corpus.jsonl").write_text("\n".join(lines), encoding="utf-8")
     assert main(["run", str(path), "--runs", str(folder / "runs")]) == 0
-    return TestClient(create_app(Settings(paths=(folder / "runs",))))
+    return TestClient(create_app(Settings(paths=(folder / "runs",), hosts=("testserver",))))
 
 
 @pytest.mark.parametrize(

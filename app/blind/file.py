@@ -98,6 +98,7 @@ class LabelFile:
             with self.transaction() as connection:
                 tables.migrate(connection)
 
+
 def _checked(path: Path) -> bytes:
     """Read the file once from end to end before anything may write to it; gives the secret of its cookies.
 

@@ -19,6 +19,7 @@ from app.blind.method import method_paragraph
 from app.blind.records import Experiment
 from app.blind.results import Results, results
 from app.errors import PageError
+from app.hosts import origin
 from app.render import page
 from app.state import base_of
 from app.stats import NEAREST_ACCURACY, labels_needed
@@ -95,21 +96,19 @@ def needed(
 def organiser(request: Request, token: str) -> Response:
     """The experiment for its organiser: links, raters, results; live until it is closed."""
     experiment = store_of(request).experiment_by_organiser(token)
-    found = _results(request, experiment)
+    found, base = _results(request, experiment), base_of(request)
     context = {
         "experiment": experiment,
         "token": token,
         "results": found,
         "labels": _labels(request, experiment.design.study),
         "states": Counter(rater.state for rater in found.raters),
-        "invitation": _address(request, f"/blind/join/{experiment.invite}"),
-        "private": _address(request, f"/blind/o/{token}"),
+        "invitation": f"{origin(request)}{base}/blind/join/{experiment.invite}",
+        "private": f"{origin(request)}{base}/blind/o/{token}",
         "method": method_paragraph(experiment, found),
         "figures": plots.figures(found),
     }
-    response = page(request, "blind_organiser", context)
-    response.headers["Cache-Control"] = "no-store"
-    return response
+    return page(request, "blind_organiser", context)
 
 
 @router.post("/blind/o/{token}/close", name="blind_close")
@@ -203,12 +202,6 @@ def _labels(request: Request, study: str) -> dict[str, str]:
             return {metric.metric: metric.label for metric in opened.statistics}
     except (PageError, StudyPendingError):
         return {}
-
-
-def _address(request: Request, path: str) -> str:
-    host = request.headers.get("x-forwarded-host", request.headers.get("host", ""))
-    scheme = request.headers.get("x-forwarded-proto", request.url.scheme)
-    return f"{scheme}://{host}{base_of(request)}{path}"
 
 
 def _file(request: Request, token: str, kind: str, media_type: str) -> Response:

@@ -183,9 +183,7 @@ def _words(experiment: Experiment) -> dict[str, Any]:
 
 
 def _page(request: Request, name: str, context: dict[str, Any]) -> Response:
-    response = page(request, f"blind_{name}", context)
-    response.headers["Cache-Control"] = "no-store"
-    return response
+    return page(request, f"blind_{name}", context)
 
 
 def _padded(response: Response, cells: int) -> Response:

@@ -73,7 +73,9 @@ class StudyFile:
         self.file = folder / "small.duckdb"
         write_small_study(self.file, layers=(0,), latents=10, tell=True)
         self.content = self.file.read_bytes()
-        self._client = TestClient(create_app(Settings(paths=(folder,))), raise_server_exceptions=False)
+        self._client = TestClient(
+            create_app(Settings(paths=(folder,), hosts=("testserver",))), raise_server_exceptions=False
+        )
         self._whole = {page: self._client.get(page).text for page in (*STUDY_PAGES, "/")}
 
     def try_(self, flip: Flip) -> Outcome:
@@ -121,7 +123,9 @@ class LabelFile:
         self._labels = self._stored()
 
     def _serving(self) -> TestClient:
-        client = TestClient(create_app(Settings(paths=(self._folder,))), raise_server_exceptions=False)
+        client = TestClient(
+            create_app(Settings(paths=(self._folder,), hosts=("testserver",))), raise_server_exceptions=False
+        )
         client.cookies.update(getattr(self, "_cookies", {}))
         return client
 

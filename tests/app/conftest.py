@@ -1,5 +1,6 @@
 """A small study on disk, and a client of a dashboard over it."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from starlette.testclient import TestClient
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2]))
+
+os.environ["LINEUP_HOSTS"] = "testserver,lineup.example"  # the first is what test clients ask for
 
 from small_study import write_small_study
 
