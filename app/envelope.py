@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from fastapi import Request
 from fastapi.responses import Response
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -118,6 +119,11 @@ def _check_write(headers: Headers) -> None:
         raise PageError(411, "That request has no length", message, "Send it with a Content-Length.")
     if int(length) > MOST_BODY:
         raise _too_much(f"The request has {int(length):,} bytes.")
+    charset = parse_options_header(headers.get("content-type"))[1].get(b"charset", b"utf-8")
+    if charset.lower() != b"utf-8":
+        # Some of Python's character sets can say half a character, which no page and no file can hold.
+        message = f"The request is written in {charset.decode('latin-1')}."
+        raise PageError(415, "That is another character set", message, "Send it in UTF-8.")
 
 
 async def _whole_body(receive: Receive) -> Receive:

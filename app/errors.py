@@ -36,13 +36,15 @@ class PageError(Exception):
 
 def not_found(what: str, asked: object, known: Iterable[object], ways: Sequence[Way] = ()) -> PageError:
     """404: `what` (such as 'variant'), the value asked for, and the values there are."""
-    return PageError(404, f"No such {what}", f"There is no {what} “{asked}”.", f"There is: {_listed(known)}.", ways)
+    return PageError(
+        404, f"No such {what}", f"There is no {what} “{_short(asked)}”.", f"There is: {_listed(known)}.", ways
+    )
 
 
 def bad_request(name: str, value: object, allowed: Iterable[object] | str) -> PageError:
     """400: the query parameter, the value found, and what it may be."""
     listed = allowed if isinstance(allowed, str) else f"one of: {_listed(allowed)}"
-    return PageError(400, "That address does not work", f"{name} is “{value}”.", f"It may be {listed}.")
+    return PageError(400, "That address does not work", f"{name} is “{_short(value)}”.", f"It may be {listed}.")
 
 
 def damaged(file: str, reason: str) -> PageError:
@@ -74,6 +76,12 @@ def timed_out(seconds: float) -> PageError:
         f"The queries behind this page were stopped after {seconds:g} seconds.",
         "Filter to fewer latents, try again when the machine is less busy, or raise LINEUP_QUERY_SECONDS.",
     )
+
+
+def _short(value: object, most: int = 200) -> str:
+    """A value as it was given, or its beginning; half a character, which no page can hold, as its code."""
+    text = str(value)
+    return f"{text[:most]}{'…' if len(text) > most else ''}".encode(errors="backslashreplace").decode()
 
 
 def _listed(values: Iterable[object], most: int = 40) -> str:

@@ -1,9 +1,10 @@
 """/api/blind: the same trials as JSON, for programs that label; docs/blind-api.md describes it."""
 
+import json
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Request
+from fastapi import APIRouter, Body, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,7 +19,19 @@ from app.routes.blind import check_key, make_experiment, standard
 from app.state import Seconds
 from app.studies import Studies
 
-router = APIRouter(prefix="/api/blind")
+
+async def _whole_characters(request: Request) -> None:
+    """Refuse JSON with half a character, as \\ud800 is, which no file and no answer can hold; raises a 400."""
+    try:
+        json.dumps(json.loads(await request.body()), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        message = f"The request holds half a character, {error.object[error.start]!a}."
+        raise PageError(400, "That is no text", message, "Send whole characters.") from error
+    except (ValueError, RecursionError):
+        return  # what is no JSON is refused where it is needed
+
+
+router = APIRouter(prefix="/api/blind", dependencies=[Depends(_whole_characters)])
 
 
 class _Strict(BaseModel):
