@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import duckdb
 
-from app.errors import PageError, damaged, out_of_memory, timed_out
+from app.errors import PageError, damaged, out_of_memory, timed_out, without_folders
 
 Row: TypeAlias = dict[str, Any]
 Signature: TypeAlias = tuple[int, int, int]
@@ -48,7 +48,7 @@ class Reader:
         except duckdb.Error as error:
             # A block whose checksum is wrong is a plain duckdb.Error; tables that are missing, a CatalogException.
             self.broken = isinstance(error, FATAL)
-            raise damaged(self._path.name, first_line(error, self._path)) from error
+            raise damaged(self._path.name, first_line(error)) from error
 
     def row(self, sql: str, parameters: Sequence[object] = ()) -> Row | None:
         """The first row of a query, or None."""
@@ -136,13 +136,13 @@ def _attach(path: Path) -> duckdb.DuckDBPyConnection:
         connection.execute("SET lock_configuration = true")
     except duckdb.Error as error:
         connection.close()
-        raise damaged(path.name, first_line(error, path)) from error
+        raise damaged(path.name, first_line(error)) from error
     return connection
 
 
-def first_line(error: Exception, path: Path) -> str:
-    """What DuckDB says of a file, without its folder, hints and positions."""
-    line = str(error).splitlines()[0].replace(f"{path.absolute().parent}/", "")
+def first_line(error: Exception) -> str:
+    """What DuckDB says, without folders, hints and positions."""
+    line = without_folders(str(error).splitlines()[0])
     if "not a valid DuckDB database" in line:
         return "it is not a DuckDB database."
     return line.split("Error: ", 1)[-1].rstrip(".!") + "."

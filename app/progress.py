@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from app.errors import without_folders
 
 STALE_SECONDS = 60.0
 """A running study writes more often than this; one that does not has been stopped."""
@@ -32,6 +34,11 @@ class _Report(BaseModel):
     error: str | None = None
     finished_saes: int = 0
     planned_saes: int = 0
+
+    @field_validator("label", "error")
+    @classmethod
+    def _for_pages(cls, value: str | None) -> str | None:
+        return without_folders(value) if value else value
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class LabelFile:
         return PageError(
             503,
             "That was not saved",
-            f"The file of labels, {self._path.name}, could not be read or written: {first_line(error, self._path)}",
+            f"The file of labels, {self._path.name}, could not be read or written: {first_line(error)}",
             "Nothing that was saved before is lost. Try again; if it goes on, tell whoever runs this server.",
         )
 
@@ -150,6 +150,6 @@ def _unavailable(path: Path, error: Exception) -> ServeError:
             " name another file in LINEUP_LABELS."
         )
     return ServeError(
-        f"Cannot keep labels in '{path.name}': {first_line(error, path)} Nothing in it was changed. Put back a copy of"
+        f"Cannot keep labels in '{path.name}': {first_line(error)} Nothing in it was changed. Put back a copy of"
         " it that is whole, or name another file in LINEUP_LABELS; studies can be looked at all the same."
     )

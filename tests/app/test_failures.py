@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from app import db
 from app.db import Database
-from app.errors import PageError, ServeError
+from app.errors import PageError, ServeError, without_folders
 from app.main import create_app, serve
 from app.progress import read_progress
 from app.settings import Settings
@@ -219,6 +219,39 @@ def test_a_study_that_stopped_or_failed_says_so(folder_client: TestClient, tmp_p
     assert 'hx-trigger="every' not in failed
     write_progress(tmp_path / "small", state="done")
     assert 'id="progress"' not in folder_client.get("/s/small").text
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("Cannot read '/home/me/my model/x.json': no.", "Cannot read 'x.json': no."),
+        ("model.source 'folder:/home/me/model/' has no weights", "model.source 'folder:model/' has no weights"),
+        ('IO Error: Cannot open file "/srv/runs/x.duckdb": denied', 'IO Error: Cannot open file "x.duckdb": denied'),
+        ("see /tmp/a-b.c/traceback.txt, and /data.", "see traceback.txt, and data."),
+        ("folder:/home/me/model is no model", "folder:model is no model"),
+        ("12 tokens/s at http://127.0.0.1:8080/v1/x, n/a, runs/demo/x", None),
+        ("1 / 2 </b> ~/x ../y // z", None),
+        ("", None),
+    ],
+)
+def test_messages_for_pages_have_no_folders_of_this_machine(message: str, shown: str | None) -> None:
+    assert without_folders(message) == (message if shown is None else shown)
+
+
+def test_no_page_says_where_the_server_keeps_things(folder_client: TestClient, tmp_path: Path) -> None:
+    write_progress(tmp_path / "small", state="failed", error=f"Cannot read '{tmp_path}/some model/x.json': it is gone.")
+    write_progress(tmp_path / "run", label=f"reading {tmp_path}/text.txt")
+    (tmp_path / "broken.duckdb").mkdir()
+    (tmp_path / "damaged.duckdb").write_bytes(b"no database" * 1000)
+    (tmp_path / "labels").write_text("a file where a folder should be")
+    pages = ["/", "/readyz", "/healthz", "/nothing", "/blind/join/x", "/api/blind/trial"]
+    pages += [
+        f"/s/{name}{rest}" for name in ("small", "run", "broken", "damaged") for rest in ("", "/progress", "/plots")
+    ]
+    for page in pages:
+        assert str(tmp_path) not in folder_client.get(page).text, page
+    assert "Cannot read &#39;x.json&#39;: it is gone." in folder_client.get("/s/small").text
+    assert "labels.duckdb" in folder_client.get("/blind/join/x").text
 
 
 def test_progress_is_stale_after_a_minute_of_silence(tmp_path: Path) -> None:
