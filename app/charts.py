@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from app.db import Row
 from app.records import Metric, Sae, Variant
+from app.tokens import boxed
 
 Figure: TypeAlias = dict[str, Any]
 Range: TypeAlias = tuple[float, float]
@@ -26,7 +27,7 @@ def symbol(variant: Variant) -> str:
 
 def plain(text: str) -> str:
     """Text that Plotly shows as it is: it reads a little HTML in its labels."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return boxed(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def figure(traces: list[Figure], x: Figure, y: Figure, height: int, **layout: Any) -> Figure:

@@ -9,6 +9,7 @@ from fastapi.responses import Response
 from fastapi.templating import Jinja2Templates
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
+from markupsafe import Markup
 
 from app import tokens
 from app.bar import bar
@@ -87,12 +88,18 @@ def _asset(context: Context, name: str) -> str:
     return _url_for(context, "static", path=f"/{name}") + version
 
 
+def _boxed(value: Any) -> Any:
+    # What is Markup has been through here already, or is sent back by a form as it is: `| e`.
+    return tokens.boxed(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def environment() -> Environment:
-    """The templates' environment: everything is escaped, an unknown name is an error."""
+    """The templates' environment: everything is escaped, invisible characters are drawn, unknown names are errors."""
     env = Environment(
         loader=FileSystemLoader(ROOT / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_boxed,
         trim_blocks=True,
         lstrip_blocks=True,
     )

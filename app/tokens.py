@@ -46,7 +46,14 @@ class Context:
 
 def visible(text: str) -> str:
     """A token as it is drawn: line ends and tabs as glyphs, other control characters as a box."""
-    return "".join(_PICTURES.get(char) or ("▯" if unicodedata.category(char) in _HIDDEN else char) for char in text)
+    return boxed("".join(_PICTURES.get(char, char) for char in text))
+
+
+def boxed(text: str) -> str:
+    """A text of several lines as it is drawn: control characters, but for the ends of lines and tabs, as a box."""
+    if text.isprintable():
+        return text
+    return "".join("▯" if unicodedata.category(c) in _HIDDEN and c not in _PICTURES else c for c in text)
 
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}

@@ -122,7 +122,11 @@ def write_small_study(
     `shape` gives it more than one setting, in place of `layers`.
     """
     shape = shape or Shape({"toy": tuple(layers)})
-    tables = small_study(shape, complete, latents, scored, seed, top_contexts)
+    write_rows(path, small_study(shape, complete, latents, scored, seed, top_contexts), tell, seed)
+
+
+def write_rows(path: Path, tables: Mapping[str, Rows], tell: bool = False, seed: int = 0) -> None:
+    """Write the rows of every table, and what follows from them."""
     statistics = [name for name, level, *_ in METRICS if level == "latent"]
     derived = {"differences": lambda database: difference_table(*metrics_of(database))}
     if tell:

@@ -255,6 +255,6 @@ def test_a_study_file_of_an_older_version_says_what_to_do(tmp_path: Path) -> Non
     with TestClient(create_app(Settings(paths=(tmp_path,)))) as opened:
         page = opened.get("/s/old")
         assert opened.get("/").status_code == 200
-    assert page.status_code == 500
+    assert page.status_code == 503
     assert "from an older version" in page.text
     assert "Run the study again" in page.text

@@ -3,14 +3,20 @@
 import re
 from contextlib import suppress
 from pathlib import Path
+from unicodedata import category
+from urllib.parse import quote
 
 import pytest
 from jinja2 import StrictUndefined, meta
+from small_study import Shape, small_study, write_rows
 from starlette.routing import NoMatchFound
 from starlette.testclient import TestClient
 
 from app import render, tokens
 from app.charts import plain
+from app.main import create_app
+from app.report import write_report
+from app.settings import Settings
 from app.state import linker
 
 FOLDER = render.ROOT / "templates"
@@ -119,3 +125,30 @@ def _luminance(colour: str) -> float:
     parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+TURNED = "ab\u202ecd\x00\u2066\u200b\x1b"
+"""A title that would turn what comes after it, or hide what it says."""
+
+
+def test_titles_are_drawn_as_visibly_as_tokens(tmp_path: Path) -> None:
+    """Of studies, documents, models and variants, on every page, in figures and in the report."""
+    tables = small_study(Shape({f"toy {TURNED}": (0, 1), "other": (0,)}), True, 20, True, 0)
+    for name, column in (("study", "title"), ("articles", "title"), ("variants", "label"), ("variants", "description")):
+        for row in tables[name]:
+            row[column] = f"{row.get('position', '')} {TURNED}"
+    tables["provenance"].append({"key": TURNED, "value": TURNED})
+    tables["metrics"][0]["label"] = tables["metrics"][-1]["label"] = TURNED
+    write_rows(tmp_path / "small.duckdb", tables)
+    write_report(tmp_path / "small.duckdb", tmp_path / "small.html")
+    found = [(tmp_path / "small.html").read_text(encoding="utf-8")]
+    with TestClient(create_app(Settings(paths=(tmp_path,)))) as client:
+        pages = ["", "/latents", "/latent/trained/0/1", "/compare", "/plots", "/tensors", "/blind"]
+        pages += [f"/latents?q={quote(TURNED)}", f"/plots?metric={quote(TURNED)}"]
+        found += [client.get(page).text for page in ("/", *(f"/s/small{page}" for page in pages))]
+        assert f'name="q" value="{TURNED}"' in found[-2]  # as it was asked for
+    found[-2] = found[-2].replace(f'value="{TURNED}"', "")
+    for text in found:
+        assert "ab▯cd▯▯▯▯" in text
+        assert not [char for char in text if category(char) in ("Cc", "Cf") and char not in "\n\t"]
+        assert "u202e" not in text
