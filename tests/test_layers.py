@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     {"errors", "seeds"},
     {"config", "hardware", "store", "rater"},
-    {"artefacts", "progress", "study_file"},
+    {"artefacts", "places", "progress", "study_file"},
     {"text"},
     {"models"},
     {"variants"},

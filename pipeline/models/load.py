@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from pipeline.config import ModelConfig
 from pipeline.errors import LineupError
 from pipeline.models.gguf import converted, quiet
+from pipeline.places import place_of
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def _from_wheel(package: str, config: ModelConfig, cache: Path) -> LoadedModel:
 
 
 def _from_folder(place: str, config: ModelConfig, _cache: Path) -> LoadedModel:
-    folder = Path(place).expanduser()
+    folder = place_of(place, "model.source")
     if not folder.is_dir():
         raise LineupError(f"The model folder '{place}' does not exist. Give model.source the path of a folder.")
     for what in ("config.json", "*.safetensors"):

@@ -11,6 +11,7 @@ from pipeline.errors import LineupError
 from pipeline.models.gguf import quiet
 from pipeline.models.hooks import blocks
 from pipeline.models.load import ModelInfo, info_of
+from pipeline.places import place_of
 
 
 class Shape(NamedTuple):
@@ -81,9 +82,10 @@ def shape_of(config: ModelConfig) -> Shape:
             " hub:NAME or folder:PATH."
         )
     options = {"revision": config.revision} if prefix == "hub" else {"local_files_only": True}
+    named = place if prefix == "hub" else str(place_of(place, "model.source"))
     try:
         with quiet():
-            found = AutoConfig.from_pretrained(place, trust_remote_code=config.trust_remote_code, **options)
+            found = AutoConfig.from_pretrained(named, trust_remote_code=config.trust_remote_code, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise LineupError(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.artefacts import file_sha256
 from pipeline.errors import LineupError
+from pipeline.places import place_of
 from pipeline.saes.trained import Request, Trained, topk_sae
 
 READABLE = ("standard", "topk", "jumprelu", "gated")
@@ -50,9 +51,11 @@ def pretrained(request: Request) -> Trained:
 def contents(source: str, layer: int) -> list[str]:
     """Hashes of the files that `sae.source` names, where they lie in a folder: another SAE may be put in its place."""
     prefix, place = _parted(source.replace("{layer}", str(layer)))
-    folder = Path(place).expanduser()
-    if prefix not in ("folder", "sparsify:folder") or not folder.is_dir():
+    if prefix not in ("folder", "sparsify:folder"):
         return []  # a hub's, or an error that loading it will tell
+    folder = place_of(place, "sae.source")
+    if not folder.is_dir():
+        return []  # an error as well
     return [file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()]
 
 
@@ -105,7 +108,7 @@ def _checked(sae: Any, source: str, request: Request) -> Any:
 
 
 def _from_folder(place: str) -> Any:
-    folder = Path(place).expanduser()
+    folder = place_of(place, "sae.source")
     if not folder.is_dir():
         raise LineupError(f"The SAE folder '{place}' does not exist. Give sae.source the path of a folder.")
     return SAE.load_from_disk(folder, dtype="float32")
@@ -121,7 +124,7 @@ def _from_hub(place: str) -> Any:
 
 
 def _sparsify_from_folder(place: str) -> Any:
-    return read_sparsify(Path(place).expanduser())
+    return read_sparsify(place_of(place, "sae.source"))
 
 
 def _sparsify_from_hub(place: str) -> Any:

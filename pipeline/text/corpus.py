@@ -143,8 +143,11 @@ def _articles(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Itera
     start = [_bos(tokenizer)] if config.prepend_bos else []
     left = documents(config)
     while batch := list(itertools.islice(left, BATCH)):
-        # verbose=False: a document is longer than the model's context, and that is no news.
-        made = tokenizer([text for _, text in batch], add_special_tokens=False, verbose=False)["input_ids"]
+        # verbose=False: a document is longer than the model's context, and that is no news. Where it spells a special
+        # token, such as <|endoftext|>, those are characters like any others.
+        made = tokenizer(
+            [text for _, text in batch], add_special_tokens=False, split_special_tokens=True, verbose=False
+        )["input_ids"]
         for (title, _), ids in zip(batch, made, strict=True):
             if len(sequences := _cut(ids, start, config.context_length)):
                 yield title, sequences

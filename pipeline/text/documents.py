@@ -3,6 +3,8 @@
 import importlib
 import importlib.util
 import json
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import CorpusConfig
 from pipeline.errors import LineupError
+from pipeline.places import place_of
 from pipeline.text import wikipedia
 
 Document = tuple[str, str]
@@ -21,6 +24,10 @@ Document = tuple[str, str]
 
 ROWS = 256
 """Rows of a Parquet file that are decoded at once."""
+
+CHARACTERS = 16
+"""A single text file is cut into documents of at least this many characters a token of `context_length`: a few
+sequences each, of which what is left over is a small part."""
 
 DUMP = "test/test_data/enwiki-latest-pages-articles1.xml-*-shortened.bz2"
 """Where gensim keeps a piece of Wikipedia: about a hundred articles, nearly all with titles in A."""
@@ -78,9 +85,32 @@ def _from_wheel(package: str, _config: CorpusConfig) -> Iterator[Document]:
     return wikipedia.articles(dump)
 
 
-def _from_text(place: str, _config: CorpusConfig) -> Iterator[Document]:
-    for file in _files(place, "txt"):
-        yield file.stem, _read(file)
+def _from_text(place: str, config: CorpusConfig) -> Iterator[Document]:
+    path = _existing(place)
+    if path.is_dir():
+        yield from ((_written(file.stem), _read(file)) for file in _files(place, "txt"))
+        return
+    least = CHARACTERS * config.context_length
+    parts = list(_parts(_read(path), least))
+    if len(parts) < 2:
+        raise LineupError(
+            f"The file '{place}' gives {len(parts)} documents, and a corpus needs two or more: it is cut at blank lines"
+            f" into documents of {least:,} characters or more ({CHARACTERS} a token of corpus.context_length). Put"
+            " blank lines between its paragraphs, give it more text, or name a folder of .txt files."
+        )
+    for number, part in enumerate(parts, start=1):
+        yield f"{_written(path.stem)} {number}", part
+
+
+def _parts(text: str, least: int) -> Iterator[str]:
+    """The text, cut at the first blank line after every `least` characters."""
+    start = 0
+    for gap in re.finditer(r"\n\s*\n", text):
+        if gap.start() - start >= least:
+            yield text[start : gap.start()]
+            start = gap.end()
+    if rest := text[start:].strip():
+        yield rest
 
 
 def _from_jsonl(place: str, config: CorpusConfig) -> Iterator[Document]:
@@ -92,15 +122,16 @@ def _from_jsonl(place: str, config: CorpusConfig) -> Iterator[Document]:
 def _of_line(line: str, where: str, title: str, column: str) -> Document:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise LineupError(f"{where} is not JSON: {error.msg}. A jsonl corpus has one JSON object a line.") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
+        reason = getattr(error, "msg", error)
+        raise LineupError(f"{where} is not JSON: {reason}. A jsonl corpus has one JSON object a line.") from error
     if not isinstance(record, dict) or not isinstance(record.get(column), str):
         keys = f"; its keys: {', '.join(record)}" if isinstance(record, dict) else ""
         raise LineupError(
             f"{where} has no text under the key '{column}'{keys}. A jsonl corpus has one there on every line:"
             " mend the line or set corpus.column."
         )
-    return str(record.get("title", title)), record[column]
+    return _written(str(record.get("title") or title)), _text(record[column], where)
 
 
 def _from_parquet(place: str, config: CorpusConfig) -> Iterator[Document]:
@@ -116,7 +147,12 @@ def _parquet_rows(place: str, config: CorpusConfig) -> Iterator[Mapping[str, Any
                 wanted = [name for name in dict.fromkeys((config.column, "title")) if name in names]
                 for batch in file.iter_batches(ROWS, columns=wanted):
                     yield from batch.to_pylist()
-        except (OSError, pa.ArrowException) as error:
+        except UnicodeDecodeError as error:
+            raise LineupError(
+                f"'{path}' has bytes that are not UTF-8 in {' or '.join(wanted)}: {error.reason}. Convert it or name"
+                " another file."
+            ) from error
+        except (OSError, OverflowError, ValueError, pa.ArrowException) as error:
             raise LineupError(f"Cannot read '{path}' as Parquet: {_first_line(error)}. Name another file.") from error
 
 
@@ -165,7 +201,23 @@ def _of_rows(rows: Iterable[Mapping[str, Any]], place: str, config: CorpusConfig
                 f"Row {number} of '{place}' has {type(text).__name__} in the column '{config.column}', not text:"
                 " set corpus.column to one that has."
             )
-        yield (title if isinstance(title, str) and title else f"row {number}"), text
+        where = f"row {number}"
+        yield (_written(title) if isinstance(title, str) and title else where), _text(text, f"{where} of '{place}'")
+
+
+def _text(text: str, where: str) -> str:
+    """A document's text without the byte order mark that it may begin with. Raises LineupError for what is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = text[error.start : error.end]
+        raise LineupError(f"{where} holds {found!r}, half of a character (a surrogate): mend the text.") from error
+    return text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+
+
+def _written(title: str) -> str:
+    """A title that can be written: half of a character becomes a question mark."""
+    return title.encode(errors="replace").decode()
 
 
 def _check_column(names: list[str], place: str, config: CorpusConfig) -> None:
@@ -178,11 +230,21 @@ def _check_column(names: list[str], place: str, config: CorpusConfig) -> None:
 def _files(place: str, ending: str) -> list[Path]:
     """The file itself, or all files with that ending in a folder and its folders, by name."""
     path = _existing(place)
-    return sorted(path.rglob(f"*.{ending}")) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    walked = os.walk(path, onerror=_unreadable)
+    return sorted(Path(folder, name) for folder, _, names in walked for name in names if name.endswith(f".{ending}"))
+
+
+def _unreadable(error: OSError) -> None:
+    raise LineupError(
+        f"Cannot look into the folder '{error.filename}' of corpus.source: {error.strerror}. Make it readable or name"
+        " another folder."
+    ) from error
 
 
 def _existing(place: str) -> Path:
-    path = Path(place).expanduser()
+    path = place_of(place, "corpus.source")
     if not path.exists():
         raise LineupError(f"corpus.source names '{place}', which does not exist. Give it the path of a file or folder.")
     return path
@@ -190,7 +252,7 @@ def _existing(place: str) -> Path:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LineupError(f"Cannot read '{file}' as UTF-8 text: {error}. Convert it or name another file.") from error
 

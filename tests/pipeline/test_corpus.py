@@ -20,7 +20,7 @@ from pipeline.errors import LineupError
 from pipeline.store import write_study
 from pipeline.text import wikipedia
 from pipeline.text.corpus import DOCUMENTS, MARGIN, Corpus, build_corpus
-from tests.pipeline.toy import toy_documents, toy_tokenizer, write_toy_corpus
+from tests.pipeline.toy import END, toy_documents, toy_tokenizer, write_toy_corpus
 
 TOKENIZER = toy_tokenizer()
 
@@ -152,8 +152,32 @@ def test_too_little_text_is_told_with_what_there_is(tmp_path: Path) -> None:
 def test_one_document_cannot_be_split(tmp_path: Path) -> None:
     path = tmp_path / "one.txt"
     path.write_text(toy_documents(1)[0][1], encoding="utf-8")
-    with pytest.raises(LineupError, match="in 1 documents"):
+    with pytest.raises(LineupError, match="gives 1 documents, and a corpus needs two"):
         build_corpus(config(f"text:{path}", tokens=320), TOKENIZER, seed=0)
+
+
+def test_one_text_file_with_blank_lines_is_a_corpus(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text("\n\n".join(text for _, text in toy_documents()), encoding="utf-8")
+    corpus = build_corpus(config(f"text:{path}"), TOKENIZER, seed=0)
+    assert corpus.tokens.shape == (200, 32)
+    assert len(corpus.titles) > 20
+
+
+@pytest.mark.parametrize("more", [[], ["<s>", "<bos>", "<|im_start|>"]])
+def test_special_tokens_that_a_text_spells_are_characters(tmp_path: Path, more: list[str]) -> None:
+    tokenizer = toy_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": more})
+    marks = [END, *more]
+    assert set(marks) == set(tokenizer.all_special_tokens)
+    text = " ".join(f"He wrote {marks[number % len(marks)]} on the {number}th of May." for number in range(100))
+    path = tmp_path / "hostile.jsonl"
+    path.write_text("\n".join([json.dumps({"text": text})] * 2), encoding="utf-8")
+    corpus = build_corpus(config(f"jsonl:{path}", tokens=640), tokenizer, seed=0)
+    assert not set(corpus.tokens.flatten().tolist()) & set(tokenizer.all_special_ids)
+    pieces = [tokenizer.decode(tokens) for tokens in corpus.tokens.tolist()]
+    assert all(piece in text for piece in pieces)
+    assert all(mark in "".join(pieces) for mark in marks)
 
 
 def test_an_empty_folder_gives_nothing(tmp_path: Path) -> None:

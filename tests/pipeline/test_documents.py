@@ -1,7 +1,9 @@
 """Where text comes from: every kind of source, what it needs, and what is said when it is not what it should be."""
 
+import errno
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from pipeline.config import CorpusConfig
 from pipeline.errors import LineupError
-from pipeline.text.documents import SOURCES, Document, documents
+from pipeline.text.documents import CHARACTERS, SOURCES, Document, documents
 from tests.pipeline.toy import toy_documents
 
 
@@ -51,6 +53,57 @@ def test_a_folder_of_text_files_is_one_document_a_file(tmp_path: Path) -> None:
         (tmp_path / f"{title}.txt").write_text(text, encoding="utf-8")
     (tmp_path / "notes.md").write_text("no corpus", encoding="utf-8")
     assert read(f"text:{tmp_path}") == toy_documents(3)
+
+
+def test_one_text_file_is_cut_at_blank_lines_into_documents_of_some_length(tmp_path: Path) -> None:
+    paragraphs = [f"{number} {text[:100]}".strip() for number, (_, text) in enumerate(toy_documents(40))]
+    path = tmp_path / "book.txt"
+    path.write_bytes(("\ufeff" + "\r\n \r\n".join(paragraphs) + "\r\n\r\n").encode())  # as editors on Windows write
+    found = read(f"text:{path}", context_length=32)
+    assert [title for title, _ in found[:3]] == ["book 1", "book 2", "book 3"]
+    assert all(len(text) >= CHARACTERS * 32 for _, text in found[:-1])
+    assert all(len(text) < CHARACTERS * 32 + 110 for _, text in found)
+    assert [part.strip() for _, text in found for part in text.split("\n \n")] == paragraphs
+
+
+def test_one_text_file_without_blank_lines_says_how_it_would_be_cut(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text("\n".join(text for _, text in toy_documents(3)), encoding="utf-8")
+    with pytest.raises(LineupError, match=r"book\.txt' gives 1 documents, .* at blank lines .* 2,048 characters"):
+        read(f"text:{path}")
+    path.write_text("\n\n \n", encoding="utf-8")
+    with pytest.raises(LineupError, match=r"book\.txt' gives 0 documents"):
+        read(f"text:{path}")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbfone")
+    assert read(f"text:{tmp_path}") == [("a", "one"), ("b", "one")]
+    lines = tmp_path / "lines.jsonl"
+    lines.write_bytes(b'\xef\xbb\xbf{"text": "one"}\n{"text": "\\ufeffone \\ufeff"}')
+    assert read(f"jsonl:{lines}") == [("line 1", "one"), ("line 2", "one \ufeff")]
+    rows = write_parquet(tmp_path / "rows.parquet", text=["\ufeffone"])
+    assert read(f"parquet:{rows}") == [("row 1", "one")]
+
+
+@pytest.mark.parametrize("kind", ["text", "parquet"])
+def test_a_folder_that_cannot_be_looked_into_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("one", encoding="utf-8")
+    write_parquet(tmp_path / "a.parquet", text=["one"])
+    scandir = os.scandir
+
+    def closed(path: str) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(LineupError, match=r"the folder '.*closed' of corpus\.source: Permission denied"):
+        read(f"{kind}:{tmp_path}")
 
 
 def test_a_line_is_a_document_with_its_title_or_its_number(tmp_path: Path) -> None:
@@ -198,6 +251,9 @@ def test_a_missing_package_comes_with_its_install_command(monkeypatch: pytest.Mo
         ('{"txt": "a"}', "line 2 of '.*' has no text under the key 'text'; its keys: txt"),
         ('{"text": 3}', "line 2 of '.*' has no text"),
         ('"text"', "line 2 of '.*' has no text"),
+        ('{"text": "a", "n": ' + "9" * 5000 + "}", "line 2 of '.*' is not JSON: Exceeds the limit"),
+        ('{"text": ' + "[" * 100_000, "line 2 of '.*' is not JSON: maximum recursion depth"),
+        (r'{"text": "a \ud800 b"}', r"line 2 of '.*' holds '\\ud800', half of a character"),
     ],
 )
 def test_a_wrong_line_is_named_by_its_number(tmp_path: Path, line: str, says: str) -> None:
@@ -205,6 +261,28 @@ def test_a_wrong_line_is_named_by_its_number(tmp_path: Path, line: str, says: st
     path.write_text('{"text": "fine"}\n' + line + "\n", encoding="utf-8")
     with pytest.raises(LineupError, match=says):
         read(f"jsonl:{path}")
+
+
+def test_half_a_character_in_a_title_is_a_question_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(r'{"text": "one", "title": "A \udfff"}' + '\n{"text": "two", "title": null}', encoding="utf-8")
+    assert read(f"jsonl:{path}") == [("A ?", "one"), ("line 2", "two")]
+
+
+def test_bytes_that_are_no_utf8_in_parquet_are_named(tmp_path: Path) -> None:
+    latin = pa.array([b"fine", "é".encode("latin-1")]).cast(pa.binary()).view(pa.string())
+    with pytest.raises(LineupError, match=r"a\.parquet' has bytes that are not UTF-8 in text or title: "):
+        read(f"parquet:{write_parquet(tmp_path / 'a.parquet', text=latin, title=['A', 'B'])}")
+    pq.write_table(pa.table({"text": pa.array([2**62], pa.timestamp("us"))}), tmp_path / "b.parquet")
+    with pytest.raises(LineupError, match=r"Cannot read '.*b\.parquet' as Parquet"):
+        read(f"parquet:{tmp_path / 'b.parquet'}")
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
+@pytest.mark.parametrize("place", ["~nobody-of-this-name/corpus", "x" * 5000])
+def test_a_path_that_the_system_does_not_look_at_is_named(kind: str, place: str) -> None:
+    with pytest.raises(LineupError, match=r"corpus\.source names '.*', which cannot be looked at: "):
+        read(f"{kind}:{place}")
 
 
 def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
