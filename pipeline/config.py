@@ -1,12 +1,15 @@
 """What a study may ask for: every section of the study file, frozen, with its keys, units and limits."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Price = Annotated[float, Field(ge=0, le=1e9)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Hook: TypeAlias = Literal["resid_post", "mlp_out", "attn_out"]
@@ -14,21 +17,21 @@ Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
 
 def _checked_layers(value: Any) -> Any:
-    if isinstance(value, str) and re.fullmatch(r"all|every [1-9]\d*", value):
+    if isinstance(value, str) and re.fullmatch(r"all|every [1-9]\d{0,3}", value, re.ASCII):
         return value
-    if isinstance(value, list | tuple) and all(type(layer) is int and layer >= 0 for layer in value):
+    if isinstance(value, list | tuple) and all(type(layer) is int and 0 <= layer < 10_000 for layer in value):
         return tuple(value)
     raise ValueError("must be a list of layers counted from 0, `all`, or `every N`")
 
 
-Layers = Annotated[tuple[int, ...] | str, BeforeValidator(_checked_layers)]
+Layers = Annotated[tuple[Annotated[int, Field(ge=0, lt=10_000)], ...] | str, BeforeValidator(_checked_layers)]
 """A list of layers, `all`, or `every N`: the Nth, the 2Nth and so on."""
 
 
 class Section(BaseModel):
-    """Frozen, and a key that it does not know is an error, not a silent default."""
+    """Frozen; a key that it does not know is an error, not a silent default; a number has limits and is finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -48,9 +51,10 @@ class CorpusConfig(Section):
     """The text, the same token ids for every variant."""
 
     source: str = "wheel:gensim"
-    """`wheel:gensim` (Wikipedia articles inside that package), `text:PATH` (a file, or a folder of .txt files, one
-    document each), `jsonl:PATH` (one document a line), `parquet:PATH` (a file or folder, one document a row) or
-    `hub:NAME` (a Hugging Face data set, streamed)."""
+    """`wheel:gensim` (Wikipedia articles inside that package), `text:PATH` (a folder of .txt files, one document each;
+    or one file, cut at blank lines into documents of 16 characters or more a token of `context_length`), `jsonl:PATH`
+    (one document a line), `parquet:PATH` (a file or folder, one document a row) or `hub:NAME` (a Hugging Face data
+    set, streamed)."""
     column: str = "text"
     """Key or column that holds a document's text (jsonl, parquet, hub)."""
     subset: str | None = None
@@ -61,7 +65,7 @@ class CorpusConfig(Section):
     """Branch, tag or commit of a Hub data set; nothing else has one."""
     tokens: Positive = 150_016
     """Tokens a variant sees, training and held-out together."""
-    training_tokens: Annotated[int, Field(ge=0)] = 0
+    training_tokens: Annotated[int, Field(ge=0, le=10**12)] = 0
     """Further tokens, from later documents of the source, for the SAEs alone to train on. They are run through the
     model again for every SAE, a piece at a time, so that there can be hundreds of millions. 0: SAEs train on those of
     `tokens` that are not held out."""
@@ -71,7 +75,7 @@ class CorpusConfig(Section):
     """Share of the tokens that is kept from the SAEs, in whole articles, to measure them on."""
     prepend_bos: bool = False
     """Put the tokeniser's BOS token in front of every sequence."""
-    drop_positions: Annotated[int, Field(ge=0)] = 1
+    drop_positions: Count = 1
     """First positions of every sequence that neither SAE nor metric sees: their norms are outliers."""
 
 
@@ -98,19 +102,19 @@ class SaeConfig(Section):
     """Latents a dimension, where `d_sae` is not given."""
     k: Positive = 32
     """Latents that may be active on a token (the TopK family, and the baselines)."""
-    options: dict[str, Any] = {}
+    options: dict[str, JsonValue] = {}
     """Further fields of SAELens' training configuration, such as `l1_coefficient` of `standard`."""
     epochs: Positive = 2
     """Passes over the training tokens."""
     batch_tokens: Positive = 1024
     """Tokens a training step."""
-    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = 2e-3
+    learning_rate: Annotated[float, Field(gt=0, le=1e9)] | Literal["auto"] = 2e-3
     """Adam's step size, at its peak; `auto` is 2e-4 / sqrt(d_sae / 2^14), as in the paper's code."""
-    warm_up_steps: Annotated[int, Field(ge=0)] = 20
+    warm_up_steps: Count = 20
     """Steps over which the learning rate rises from zero."""
     decay_share: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Share of the steps, at the end, over which the learning rate falls to zero."""
-    aux_loss_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    aux_loss_coefficient: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     """Weight of SAELens' loss that revives dead latents (AuxK); the paper used none."""
 
     @model_validator(mode="after")
@@ -150,7 +154,7 @@ class CollectConfig(Section):
     """Contexts from each stratum."""
     non_activating_contexts: Positive = 20
     """Random contexts in which the latent is silent."""
-    histogram_bins: Positive = 40
+    histogram_bins: Annotated[int, Field(gt=0, le=1000)] = 40
     """Equal-width bins between zero and the latent's largest activation."""
     entropy_examples: Positive = 50
     """Activating tokens, drawn at random, over which token entropy is taken."""
@@ -192,17 +196,17 @@ class LlmConfig(Section):
     """Limit of the endpoint, where it has one."""
     tokens_per_minute: Positive | None = None
     """Limit of the endpoint, where it has one: prompt and answer together."""
-    timeout_seconds: Annotated[float, Field(gt=0)] = 120
+    timeout_seconds: Annotated[float, Field(gt=0, le=86_400)] = 120
     """How long one request may take."""
     attempts: Positive = 6
     """How often a request is sent before it counts as failed."""
     max_tokens: Positive = 512
     """Longest answer."""
-    price_in: Annotated[float, Field(ge=0)] = 0.0
+    price_in: Price = 0.0
     """Price of a million prompt tokens, in any currency."""
-    price_out: Annotated[float, Field(ge=0)] = 0.0
+    price_out: Price = 0.0
     """Price of a million answer tokens, in the same."""
-    max_cost: Annotated[float, Field(ge=0)] | None = None
+    max_cost: Price | None = None
     """The run stops before it spends more, in the same."""
     explain_examples: Positive = 20
     """Contexts the explainer sees: at most half of `examples`."""
@@ -265,7 +269,7 @@ class Study(Section):
     """Lower-case name: the database is `<name>.duckdb`, the artefacts lie in `<name>/` beside it."""
     title: str = ""
     """A line for people."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
     """The one seed; every generator is derived from it and a name."""
     precision: Precision = "auto"
     """Of large matrix products. `auto`: bfloat16 where the hardware multiplies it, else float32; which it was is
@@ -313,16 +317,16 @@ class Study(Section):
     @field_validator("variants", mode="before")
     @classmethod
     def _sweeps(cls, given: Any) -> Any:
-        """`{scale: [0.5, 1]}` becomes `scale:0.5` and `scale:1`."""
+        """`{scale: [0.5, 1]}` becomes `scale:0.5` and `scale:1`, and so does `scale:1.0`."""
         if not isinstance(given, list | tuple):
             return given
         names: list[Any] = []
         for item in given:
             if isinstance(item, Mapping):
-                names += [f"{name}:{_plain(value)}" for name, values in item.items() for value in _listed(values)]
+                names += [f"{name}:{value}" for name, values in item.items() for value in _listed(values)]
             else:
                 names.append(item)
-        return names
+        return [_one_spelling(name) if isinstance(name, str) else name for name in names]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -338,6 +342,11 @@ class Study(Section):
             raise ValueError(
                 f"corpus.drop_positions {self.corpus.drop_positions} must be smaller than"
                 f" collect.window {self.collect.window}"
+            )
+        if self.corpus.drop_positions + 2 > self.corpus.context_length:
+            raise ValueError(
+                f"corpus.context_length {self.corpus.context_length} must be at least two above corpus.drop_positions"
+                f" {self.corpus.drop_positions}: a token to see and the next one to predict"
             )
         return self
 
@@ -395,9 +404,14 @@ def _listed(values: Any) -> list[Any]:
     return list(values) if isinstance(values, list | tuple) else [values]
 
 
-def _plain(value: Any) -> str:
-    """A number as people write it: 2 for 2.0."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _one_spelling(variant: str) -> str:
+    """A variant's name with its number as people write it: `scale:2` for `scale:2.0`."""
+    stem, _, parameter = variant.partition(":")
+    try:
+        value = float(parameter)
+    except ValueError:
+        return variant
+    return f"{stem}:{value!r}".removesuffix(".0") if math.isfinite(value) else variant
 
 
 def layers_of(study: Study, model: ModelConfig, n_layers: int) -> tuple[int, ...]:

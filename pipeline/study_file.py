@@ -1,5 +1,6 @@
 """The study file: YAML and changes to it come in, a `Study` that every stage reads goes out."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -9,6 +10,9 @@ from pydantic import ValidationError
 
 from pipeline.config import SHORT, Study
 from pipeline.errors import LineupError
+
+NO_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+"""What PyYAML raises: its own errors, and what its constructors meet, as in the date 2024-13-45."""
 
 
 def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
@@ -20,14 +24,19 @@ def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise LineupError(f"Cannot read the study file '{path}': {error.strerror}. Give a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except NO_YAML as error:
         raise LineupError(f"'{path}' is not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise LineupError(f"'{path}' holds {type(data).__name__}, not keys with values: see studies/demo.yaml.")
     try:
-        return Study.model_validate(changed(data, overrides))
+        study = Study.model_validate(changed(data, overrides))
+        json.dumps(study.model_dump(), ensure_ascii=False).encode()
     except ValidationError as error:
         raise LineupError(f"{path}: {'; '.join(_sentence(e, data) for e in error.errors())}") from error
+    except UnicodeEncodeError as error:
+        found = error.object[error.start : error.end]
+        raise LineupError(f"{path}: {found!r} is half of a character (a surrogate), not text: remove it.") from error
+    return study
 
 
 def changed(data: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
@@ -48,7 +57,7 @@ def _set(data: dict[str, Any], override: str) -> None:
             raise LineupError(f"--set {override}: '{parent}' is not a section.")
     try:
         data[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except NO_YAML as error:
         raise LineupError(f"--set {override}: '{value}' is not a YAML value, such as 16 or [1, 3].") from error
 
 
@@ -57,7 +66,20 @@ def _sentence(error: Any, data: Mapping[str, Any]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         return f"unknown key '{where}'; known keys: {', '.join(_known_keys(error['loc'][:-1]))}"
-    return f"{where}: {message}" + ("" if isinstance(error["input"], dict) else f" (found {error['input']!r})")
+    return f"{where}: {message}" + ("" if isinstance(error["input"], dict) else f" (found {_shown(error['input'])})")
+
+
+def _shown(value: object) -> str:
+    """A value as it was written, if it is not too long to read."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return "a number of very many digits"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
+MOST_SHOWN = 200
+"""Characters of a wrong value that an error repeats."""
 
 
 def _place(location: Sequence[str | int], data: Mapping[str, Any]) -> list[str]:

@@ -86,7 +86,7 @@ VARIANTS: dict[str, Variant | Family] = {
             "Re-randomised, std × {}",
             "Every weight tensor redrawn IID from a Gaussian with that tensor's own mean and {} times its standard"
             " deviation.",
-            "a number above 0",
+            "a number above 0 and at most 1e30",
             positive,
             lambda row, factor: replace(row, randomise=partial(randomise.redraw_scaled, factor)),
         ),
@@ -95,7 +95,7 @@ VARIANTS: dict[str, Variant | Family] = {
             "Re-randomised, embedding × {}",
             f"Every weight tensor {_REDRAWN}; then what is looked up and enters the residual stream, token and"
             " position embeddings, is multiplied by {}. Where the unembedding is tied it is the same tensor.",
-            "a number above 0",
+            "a number above 0 and at most 1e30",
             positive,
             lambda row, factor: replace(
                 row, randomise=randomise.redraw_all, gain=partial(randomise.embedding_gain, factor)
@@ -107,7 +107,7 @@ VARIANTS: dict[str, Variant | Family] = {
             f"Every weight tensor {_REDRAWN}; then the weights that write to the residual stream, the output"
             " projections of attention and MLP, are multiplied by {} (where a norm follows them, as in Gemma 3, that"
             " norm's gain, kept norms too).",
-            "a number above 0",
+            "a number above 0 and at most 1e30",
             positive,
             lambda row, factor: replace(
                 row, randomise=randomise.redraw_all, gain=partial(randomise.residual_gain, factor)

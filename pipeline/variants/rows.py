@@ -1,6 +1,5 @@
 """What a row of the table of variants is: a name with its parameter comes in, the row for it goes out."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -84,10 +83,14 @@ class Family:
         return self.member(Variant(f"{stem}:{text}", label, self.description_of.format(self.words(text))), value)
 
 
+MOST = 1e30
+"""Largest factor: weights times this are numbers that float32 still holds."""
+
+
 def positive(text: str) -> float:
-    """A finite number above 0. Raises ValueError."""
+    """A number above 0, at most `MOST`. Raises ValueError."""
     value = float(text)
-    if not (value > 0 and math.isfinite(value)):
+    if not 0 < value <= MOST:
         raise ValueError(text)
     return value
 

@@ -1,6 +1,8 @@
 """Study files: what is accepted, and how what is not accepted is named."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,9 +53,28 @@ def test_one_model_and_one_sae_are_short_for_lists(tmp_path: Path) -> None:
 
 
 def test_a_sweep_is_one_line(tmp_path: Path) -> None:
-    text = "name: mine\nvariants: [trained, {scale: [0.5, 1.0, 2]}, {distribution: uniform}, control]"
-    names = ("trained", "scale:0.5", "scale:1", "scale:2", "distribution:uniform", "control")
+    text = "name: mine\nvariants: [trained, {scale: [0.5, 1.0, 2, 0.12345678]}, {distribution: uniform}, control]"
+    names = ("trained", "scale:0.5", "scale:1", "scale:2", "scale:0.12345678", "distribution:uniform", "control")
     assert load_study(write(tmp_path, text)).variants == names
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("scale:1.0", "scale:1"),
+        ("scale:1e0", "scale:1"),
+        ("scale:.50", "scale:0.5"),
+        ("scale:1e30", "scale:1e+30"),
+        ("scale: 2", "scale:2"),
+        ("layers_from:03", "layers_from:3"),
+        ("scale:nan", "scale:nan"),
+        ("scale:1e999", "scale:1e999"),
+        ("init:own", "init:own"),
+        ("trained", "trained"),
+    ],
+)
+def test_a_variant_has_one_spelling(written: str, name: str) -> None:
+    assert Study(name="mine", variants=(written,)).variants == (name,)
 
 
 @pytest.mark.parametrize(
@@ -109,11 +130,33 @@ def test_a_study_cannot_be_changed_after_it_is_read() -> None:
         ("name: mine\nsae: {k: 64, d_sae: 64}", ["sae.k 64", "smaller than sae.d_sae 64"]),
         ("name: mine\nlayers: [1, 1]", ["layers [1, 1]", "none of them twice"]),
         ("name: mine\nvariants: []", ["variants []", "one or more"]),
+        ("name: mine\nvariants: ['scale:1', 'scale:1.0']", ["'scale:1', 'scale:1'", "none of them twice"]),
+        ("name: mine\nvariants: [{scale: [1, 1.0]}]", ["'scale:1', 'scale:1'", "none of them twice"]),
+        ("name: mine\nlayers: every 99999", ["layers", "every N", "'every 99999'"]),
+        ("name: mine\nlayers: [12345678]", ["layers", "every N", "[12345678]"]),
+        ("name: mine\nseed: 9223372036854775808", ["seed", "less than 9223372036854775808"]),
+        ("name: mine\nseed: 0x" + "f" * 5000, ["seed", "less than 9223372036854775808", "very many digits"]),
+        ("name: mine\nseed: " + "9" * 4000, ["seed", "less than 9223372036854775808", "9999…"]),
+        ("name: mine\nsae: {options: &a {b: *a}}", ["sae.options", "Recursion"]),
         ("name: mine\ncorpus: {context_length: 100}", ["context_length 100", "collect.window 32"]),
         ("name: mine\ncorpus: {drop_positions: 32}", ["drop_positions 32", "collect.window 32"]),
         ("name: mine\ncorpus: {held_out: 1.5}", ["corpus.held_out", "1.5"]),
+        (
+            "name: mine\ncorpus: {context_length: 1, drop_positions: 0, prepend_bos: true}\ncollect: {window: 1}",
+            ["corpus.context_length 1 must be at least two above corpus.drop_positions 0"],
+        ),
+        (
+            "name: mine\ncorpus: {context_length: 4, drop_positions: 3}\ncollect: {window: 4}",
+            ["corpus.context_length 4 must be at least two above corpus.drop_positions 3"],
+        ),
         ("- a\n- b", ["holds list", "not keys with values"]),
         ("name: [", ["not a YAML file"]),
+        ("name: mine\nseed: " + "9" * 5000, ["not a YAML file", "Exceeds the limit"]),
+        ("name: mine\ntitle: 2024-13-45", ["not a YAML file", "month must be in 1..12"]),
+        ("name: mine\ntitle: !!timestamp x", ["not a YAML file"]),
+        ("name: mine\ntitle: " + "[" * 1500, ["not a YAML file", "recursion"]),
+        ('name: mine\ntitle: "\\ud800"', ["'\\ud800' is half of a character"]),
+        ('name: mine\nsae: {options: {a: ["\\ud800"]}}', ["'\\ud800' is half of a character"]),
     ],
 )
 def test_a_wrong_study_is_refused_by_name_and_value(tmp_path: Path, text: str, says: list[str]) -> None:
@@ -121,6 +164,48 @@ def test_a_wrong_study_is_refused_by_name_and_value(tmp_path: Path, text: str, s
     with pytest.raises(LineupError) as error:
         load_study(path)
     assert all(part in str(error.value) for part in [str(path), *says]), str(error.value)
+
+
+def numbers(schema: dict[str, Any], definitions: dict[str, Any], path: str = "") -> dict[str, dict[str, Any]]:
+    """The schema of every number of a study file, by its key; `[]` stands for an item of a list."""
+    schema = schema | definitions.get(schema.get("$ref", "").rpartition("/")[2], {})
+    if schema.get("type") in ("integer", "number"):
+        return {path: schema}
+    found = {}
+    for name, part in schema.get("properties", {}).items():
+        found |= numbers(part, definitions, f"{path}.{name}".removeprefix("."))
+    for part in [*schema.get("anyOf", []), *schema.get("allOf", [])]:
+        found |= numbers(part, definitions, path)
+    return found | (numbers(schema["items"], definitions, f"{path}[]") if "items" in schema else {})
+
+
+SCHEMA = Study.model_json_schema()
+NUMBERS = numbers(SCHEMA, SCHEMA["$defs"])
+
+
+def test_every_number_of_a_study_is_found() -> None:
+    assert len(NUMBERS) > 40
+    assert {"seed", "layers[]", "saes[].learning_rate", "autointerp.llm.max_cost", "corpus.held_out"} <= NUMBERS.keys()
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_every_number_has_limits(key: str) -> None:
+    """A new key too; the database's columns for whole numbers have 32 bits, but for two."""
+    bounds = {name.lower().removeprefix("exclusive"): value for name, value in NUMBERS[key].items() if "imum" in name}
+    assert set(bounds) == {"minimum", "maximum"}
+    assert NUMBERS[key]["type"] == "number" or bounds["maximum"] <= 2**31 or key in ("seed", "corpus.training_tokens")
+
+
+BEYOND = (f"-{'9' * 20}", "9" * 20, "1e400", ".inf", "-.inf", ".nan", "0x" + "f" * 5000)
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_a_number_beyond_its_limits_is_one_sentence(tmp_path: Path, key: str) -> None:
+    written = key.replace("s[].", ".")  # `model` and `sae` are short for lists of one
+    name, path = written.removesuffix("[]"), write(tmp_path, "name: mine")
+    for value in BEYOND:
+        with pytest.raises(LineupError, match=re.escape(name)):
+            load_study(path, (f"{name}={value if name == written else f'[{value}]'}",))
 
 
 def test_a_missing_study_file_is_named(tmp_path: Path) -> None:

@@ -277,19 +277,25 @@ def test_a_parameter_stands_in_name_label_and_description() -> None:
     assert find_variant("distribution:truncated_normal").label == "Re-randomised, truncated normal"
     assert "small_init" in find_variant("init:small").description
     assert VARIANTS["scale:<s>"].label == "Re-randomised, std × <s>"
-    assert VARIANTS["scale:<s>"].description.endswith(" Write scale:<s> with a number above 0.")
+    assert VARIANTS["scale:<s>"].description.endswith(" Write scale:<s> with a number above 0 and at most 1e30.")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("scale", "Unknown variant 'scale' without a value: write scale:<s> with a number above 0."),
-        ("scale:", "Unknown variant 'scale' without a value: write scale:<s> with a number above 0."),
-        ("scale:wide", "Unknown variant 'scale:wide': write scale:<s> with a number above 0."),
-        ("scale:0", "Unknown variant 'scale:0': write scale:<s> with a number above 0."),
-        ("scale:-1", "Unknown variant 'scale:-1': write scale:<s> with a number above 0."),
-        ("residual_gain:nan", "Unknown variant 'residual_gain:nan': write residual_gain:<s> with a number above 0."),
-        ("embedding_gain:inf", "Unknown variant 'embedding_gain:inf': write embedding_gain:<s> with a number above 0."),
+        ("scale", "Unknown variant 'scale' without a value: write scale:<s> with a number above 0 and at most 1e30."),
+        ("scale:", "Unknown variant 'scale' without a value: write scale:<s> with a number above 0 and at most 1e30."),
+        ("scale:wide", "Unknown variant 'scale:wide': write scale:<s> with a number above 0 and at most 1e30."),
+        ("scale:0", "Unknown variant 'scale:0': write scale:<s> with a number above 0 and at most 1e30."),
+        ("scale:-1", "Unknown variant 'scale:-1': write scale:<s> with a number above 0 and at most 1e30."),
+        (
+            "residual_gain:nan",
+            "Unknown variant 'residual_gain:nan': write residual_gain:<s> with a number above 0 and at most 1e30.",
+        ),
+        (
+            "embedding_gain:inf",
+            "Unknown variant 'embedding_gain:inf': write embedding_gain:<s> with a number above 0 and at most 1e30.",
+        ),
         ("layers_from:-1", "Unknown variant 'layers_from:-1': write layers_from:<l> with a layer, counted from 0."),
         (
             "init:step0",
@@ -297,7 +303,7 @@ def test_a_parameter_stands_in_name_label_and_description() -> None:
         ),
         ("distribution:cauchy", "Unknown variant 'distribution:cauchy': write distribution:<d> with one of uniform,"),
         ("trained:1", "Unknown variant 'trained:1'. Known: trained, "),
-        ("scale:<s>", "Unknown variant 'scale:<s>': write scale:<s> with a number above 0."),
+        ("scale:<s>", "Unknown variant 'scale:<s>': write scale:<s> with a number above 0 and at most 1e30."),
     ],
 )
 def test_a_parameter_that_is_not_allowed_is_answered_with_what_is(name: str, message: str) -> None:
