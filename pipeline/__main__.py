@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
-from pipeline.errors import LineupError
+from pipeline.errors import BrokenError, LineupError
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
 
@@ -27,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LineupError as error:
         _say(f"lineup: {error}", sys.stderr)
         return 2
+    except BrokenError as error:
+        _say(f"lineup: {error}", sys.stderr)
+        return 1
     except KeyboardInterrupt:
         _say("\nlineup: stopped; the same command goes on from here.", sys.stderr)
         return 130

@@ -61,7 +61,7 @@ class Progress:
 
     def failed(self, sentence: str) -> None:
         """The run ended with an error."""
-        self._set(state="failed", error=sentence)
+        self._set(state="failed", error=sentence.encode(errors="backslashreplace").decode())
 
     def _set(self, **changes: object) -> None:
         self._state.update(changes)

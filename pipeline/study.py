@@ -11,6 +11,7 @@ import os
 import platform
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib import metadata
@@ -20,7 +21,7 @@ from typing import Any, TextIO
 from pipeline import autointerp, hardware
 from pipeline.artefacts import Artefacts, digest
 from pipeline.config import ModelConfig, Study, layers_of
-from pipeline.errors import LineupError
+from pipeline.errors import BrokenError, LineupError
 from pipeline.models.hooks import check_hooks
 from pipeline.models.load import LoadedModel, check_layers, load_model, vocabulary
 from pipeline.progress import Progress
@@ -34,14 +35,22 @@ PACKAGES = ("latent-lineup", "duckdb", "numpy", "sae-lens", "scipy", "torch", "t
 """Packages whose version may change a number; and, in a study that uses it, the sentence embedder."""
 
 
+TRACEBACK = "traceback.txt"
+"""In a study's folder: of the error that ended its last run, where that was not the user's."""
+
+MOST_SAID = 200
+"""Characters of such an error's own words that are repeated."""
+
+
 def run_study(study: Study, runs: Path, terminal: TextIO | None = None) -> Path:
     """Run what is missing of a study and give its database, `runs/<name>.duckdb`.
 
-    Raises LineupError for whatever the user can mend; what is finished is kept.
+    Raises LineupError for whatever the user can mend, BrokenError for anything else; what is finished is kept.
     """
     check(study)
     folder, database = runs / study.name, runs / f"{study.name}.duckdb"
     with _alone(folder):
+        (folder / TRACEBACK).unlink(missing_ok=True)
         finished = Finished(study, Artefacts(folder, hardware.describe()))
         progress = Progress(folder / "progress.json", study.name, study.title, finished.planned, terminal or sys.stderr)
         try:
@@ -53,8 +62,19 @@ def run_study(study: Study, runs: Path, terminal: TextIO | None = None) -> Path:
         except KeyboardInterrupt:
             progress.stopped()
             raise
+        except Exception as error:
+            note = folder / TRACEBACK
+            note.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
+            progress.failed(_unexpected(error, note.relative_to(runs)))
+            raise BrokenError(_unexpected(error, note)) from error
         progress.done()
     return database
+
+
+def _unexpected(error: Exception, note: Path) -> str:
+    words = " ".join(str(error).split())[:MOST_SAID].rstrip(".").encode(errors="backslashreplace").decode()
+    name = type(error).__name__
+    return f"An unexpected error ended the run, {f'{name}: {words}' if words else name}. Its traceback is in {note}."
 
 
 def check(study: Study) -> None:

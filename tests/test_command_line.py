@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from starlette.testclient import TestClient
 
+from app.main import create_app
 from app.progress import read_progress
+from app.settings import Settings
 from pipeline.__main__ import main
 from tests.app.small_study import write_small_study
 from tests.pipeline.studies_for_tests import ROOT, command, toy_study
@@ -66,6 +69,30 @@ def test_a_model_folder_without_weights_is_refused_and_the_page_learns_of_it(
     progress = json.loads((tmp_path / "runs" / "toy" / "progress.json").read_text())
     assert progress["state"] == "failed"
     assert f"lineup: {progress['error']}" == found
+
+
+def test_an_error_that_is_not_the_users_is_told_with_where_its_traceback_is(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError(f"no kernel image in '{tmp_path}/lib/\ud800.so'\nand more")
+
+    runs = tmp_path / "runs"
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.study.build_corpus", broken)
+        capsys.readouterr()
+        assert main(["run", str(study), "--runs", str(runs)]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("lineup: An unexpected error ended the run, RuntimeError: no kernel image in")
+    assert last.endswith(f" and more. Its traceback is in {runs / 'toy' / 'traceback.txt'}.")
+    assert "in broken\n" in (runs / "toy" / "traceback.txt").read_text()
+    page = TestClient(create_app(Settings(paths=(runs,)))).get("/s/toy/progress").text
+    assert "<strong>Failed</strong>" in page
+    assert "RuntimeError: no kernel image in" in page
+    assert "Its traceback is in toy/traceback.txt." in page
+    assert str(tmp_path) not in page
+    refused(capsys, "run", str(study), "--runs", str(runs), "--set", "layers=[9]")
+    assert not (runs / "toy" / "traceback.txt").exists()
 
 
 def test_a_study_file_that_is_missing_or_no_yaml_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
