@@ -208,9 +208,9 @@ class LlmConfig(Section):
     """Price of a million answer tokens, in the same."""
     max_cost: Price | None = None
     """The run stops before it spends more, in the same."""
-    explain_examples: Positive = 20
+    explain_examples: Annotated[int, Field(gt=0, le=1000)] = 20
     """Contexts the explainer sees: at most half of `examples`."""
-    examples_per_prompt: Positive = 5
+    examples_per_prompt: Annotated[int, Field(gt=0, le=1000)] = 5
     """Contexts a scoring prompt asks about."""
 
 

@@ -5,5 +5,18 @@ class LineupError(Exception):
     """What is wrong, the value found, what is allowed and what to do, in one sentence."""
 
 
+MOST_SHOWN = 200
+"""Characters of a wrong value that an error repeats."""
+
+
+def shown(value: object) -> str:
+    """A value as it was written, if it is not too long to read."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return "a number of very many digits"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
 class BrokenError(Exception):
     """An error that is not the user's has ended the run: which, and where its traceback is; exit status 1."""

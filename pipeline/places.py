@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.errors import LineupError
+from pipeline.errors import LineupError, shown
 
 
 def place_of(text: str, key: str) -> Path:
@@ -14,6 +14,8 @@ def place_of(text: str, key: str) -> Path:
         path = Path(text).expanduser()
         path.exists()
     except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise LineupError(f"{key} names '{text}', which cannot be looked at: {reason}. Name another path.") from error
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise LineupError(
+            f"{key} names {shown(text)}, which cannot be looked at: {reason}. Name another path."
+        ) from error
     return path

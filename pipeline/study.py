@@ -20,16 +20,15 @@ from typing import Any, TextIO
 
 from pipeline import autointerp, hardware
 from pipeline.artefacts import Artefacts, digest
-from pipeline.config import ModelConfig, Study, layers_of
+from pipeline.checks import check_model, check_names, check_tools
+from pipeline.config import ModelConfig, Study
 from pipeline.errors import BrokenError, LineupError
-from pipeline.models.hooks import check_hooks
-from pipeline.models.load import LoadedModel, check_layers, load_model, vocabulary
+from pipeline.models.load import LoadedModel, load_model, vocabulary
 from pipeline.progress import Progress
 from pipeline.publish import Finished, publish
 from pipeline.sae_stages import SaeRun, measure_losses, saes_of
 from pipeline.stages import Context, VariantRun, draws
 from pipeline.text.corpus import Corpus, build_corpus
-from pipeline.variants.make import find_variant
 
 PACKAGES = ("latent-lineup", "duckdb", "numpy", "sae-lens", "scipy", "torch", "transformer-lens", "transformers")
 """Packages whose version may change a number; and, in a study that uses it, the sentence embedder."""
@@ -47,7 +46,8 @@ def run_study(study: Study, runs: Path, terminal: TextIO | None = None) -> Path:
 
     Raises LineupError for whatever the user can mend, BrokenError for anything else; what is finished is kept.
     """
-    check(study)
+    check_names(study)
+    check_tools(study)
     folder, database = runs / study.name, runs / f"{study.name}.duckdb"
     with _alone(folder):
         (folder / TRACEBACK).unlink(missing_ok=True)
@@ -75,14 +75,6 @@ def _unexpected(error: Exception, note: Path) -> str:
     words = " ".join(str(error).split())[:MOST_SAID].rstrip(".").encode(errors="backslashreplace").decode()
     name = type(error).__name__
     return f"An unexpected error ended the run, {f'{name}: {words}' if words else name}. Its traceback is in {note}."
-
-
-def check(study: Study) -> None:
-    """Raise LineupError for names that no table has, for scorers that lack what they need, and as `settled` does."""
-    hardware.settled(study.precision)
-    for name in study.variants:
-        find_variant(name)
-    autointerp.check_scorers(study.autointerp)
 
 
 @contextmanager
@@ -169,9 +161,7 @@ def _prepare(finished: Finished, config: ModelConfig, progress: Progress, client
     versions["python"] = platform.python_version()
     with progress.stage("model", f"loading {config.source}", "models"):
         loaded = load_model(config, artefacts.root.parent / "models")
-    layers = layers_of(study, config, loaded.info.n_layers)
-    check_layers(loaded.info, layers)
-    check_hooks(loaded.model, layers, study.hooks)
+    layers = check_model(study, config, loaded.info, loaded.model)
     if loaded.info.model in (context.info.model for context in finished.contexts):
         raise LineupError(f"Two models of the study are both called {loaded.info.model}: run them as two studies.")
     with progress.stage("corpus", f"reading and tokenising {study.corpus.source}"):

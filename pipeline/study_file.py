@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.config import SHORT, Study
-from pipeline.errors import LineupError
+from pipeline.errors import LineupError, shown
 
 NO_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 """What PyYAML raises: its own errors, and what its constructors meet, as in the date 2024-13-45."""
@@ -36,6 +36,8 @@ def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
     except UnicodeEncodeError as error:
         found = error.object[error.start : error.end]
         raise LineupError(f"{path}: {found!r} is half of a character (a surrogate), not text: remove it.") from error
+    except ValueError as error:  # only an option may be so long a number
+        raise LineupError(f"{path}: sae.options holds a number of very many digits: take a smaller one.") from error
     return study
 
 
@@ -66,20 +68,7 @@ def _sentence(error: Any, data: Mapping[str, Any]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         return f"unknown key '{where}'; known keys: {', '.join(_known_keys(error['loc'][:-1]))}"
-    return f"{where}: {message}" + ("" if isinstance(error["input"], dict) else f" (found {_shown(error['input'])})")
-
-
-def _shown(value: object) -> str:
-    """A value as it was written, if it is not too long to read."""
-    try:
-        text = repr(value)
-    except ValueError:  # a number of more digits than Python writes
-        return "a number of very many digits"
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
-
-
-MOST_SHOWN = 200
-"""Characters of a wrong value that an error repeats."""
+    return f"{where}: {message}" + ("" if isinstance(error["input"], dict) else f" (found {shown(error['input'])})")
 
 
 def _place(location: Sequence[str | int], data: Mapping[str, Any]) -> list[str]:

@@ -24,6 +24,7 @@ ORDER = [
     {"stages"},
     {"sae_stages"},
     {"publish"},
+    {"checks"},
     {"study", "plan"},
     {"__main__"},
 ]

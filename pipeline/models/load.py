@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import ModelConfig
 from pipeline.errors import LineupError
@@ -56,20 +56,31 @@ def load_model(config: ModelConfig, cache: Path) -> LoadedModel:
     return SOURCES[prefix][1](place, config, cache)
 
 
+def at_revision(config: ModelConfig, revision: str) -> ModelConfig:
+    """The same model at another revision. Raises LineupError when it is not from the Hub."""
+    if not config.source.startswith("hub:"):
+        raise LineupError(
+            f"'{config.source}' has no revision '{revision}': only hub:NAME has revisions; leave out the variants that"
+            " need one, or use the model's name on the Hub."
+        )
+    return config.model_copy(update={"revision": revision})
+
+
+def check_revision(config: ModelConfig, revision: str) -> None:
+    """Raise LineupError when the Hub does not have that revision of the model, of which it gives the configuration."""
+    asked = at_revision(config, revision)
+    with _explained(asked):
+        AutoConfig.from_pretrained(asked.source.removeprefix("hub:"), **_options(asked, local_files_only=False))
+
+
 def load_revision(config: ModelConfig, revision: str) -> PreTrainedModel:
     """The weights of another revision of the same model on the Hub, such as Pythia's `step0`.
 
     Raises LineupError when the model is not from the Hub, or the Hub does not have that revision of it.
     """
-    prefix, _, place = config.source.partition(":")
-    if prefix != "hub":
-        raise LineupError(
-            f"'{config.source}' has no revision '{revision}': only hub:NAME has revisions; leave out the variants that"
-            " need one, or use the model's name on the Hub."
-        )
-    asked = config.model_copy(update={"revision": revision})
+    asked = at_revision(config, revision)
     with _explained(asked):
-        return _model(place, asked)
+        return _model(asked.source.removeprefix("hub:"), asked)
 
 
 def _from_wheel(package: str, config: ModelConfig, cache: Path) -> LoadedModel:
@@ -160,14 +171,32 @@ def info_of(model: PreTrainedModel, config: ModelConfig, name: str, note: str) -
     )
 
 
-# What the other stages ask of a loaded model.
+# What the other stages ask of a model, loaded or without memory.
 
 
 def check_layers(info: ModelInfo, layers: Sequence[int]) -> None:
-    """Raise LineupError when the model has no such layer."""
+    """Raise LineupError when the model has no such layer, or when none is asked for, as by `every 7` of three."""
+    if not layers:
+        raise LineupError(
+            f"layers: {info.model} has {info.n_layers} layers, and none of them is asked for; allowed: a list of"
+            f" 0 to {info.n_layers - 1}, `all`, or `every N` with N at most {info.n_layers}."
+        )
     for layer in layers:
         if not 0 <= layer < info.n_layers:
             raise LineupError(f"layers: {info.model} has no layer {layer}; allowed: 0 to {info.n_layers - 1}.")
+
+
+def check_context(model: PreTrainedModel, length: int) -> None:
+    """Raise LineupError for sequences longer than those that the model was made for.
+
+    A learned table of positions ends there. Rotary positions go on, but what they give is no longer that model.
+    """
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and length > most:
+        raise LineupError(
+            f"corpus.context_length is {length}, but this {type(model).__name__} was made for sequences of up to {most}"
+            " tokens (max_position_embeddings of its configuration): ask for shorter ones."
+        )
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[str]:

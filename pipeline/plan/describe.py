@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.checks import check_model, check_names
 from pipeline.config import Study
 from pipeline.models.shapes import Shape, shape_of
 from pipeline.plan.forecast import ANSWER_SECONDS, BYTES_A_SECOND, Line, Plan, plan
@@ -13,10 +14,14 @@ def describe(study: Study, gpus: Sequence[str] = (), folder: Path = Path()) -> s
     """The plan for this machine, whose speed is measured, and for every GPU that is named, as text.
 
     `folder` lies on the disk that the study would be written to. Raises LineupError for a GPU or a model whose size is
-    not known, and for layers or variants that do not exist.
+    not known, and for what the model cannot have.
     """
+    check_names(study)
     machines = [*(gpu_machine(name, study.precision) for name in gpus), this_machine(folder, study.precision)]
     shapes = [shape_of(model) for model in study.models]
+    for config, shape in zip(study.models, shapes, strict=True):
+        assert shape.model is not None
+        check_model(study, config, shape.info, shape.model)
     return render(study, [plan(study, shapes, machine) for machine in machines[-1:] + machines[:-1]])
 
 

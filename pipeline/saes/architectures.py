@@ -1,5 +1,7 @@
 """Makes one SAE: activations of one hook point come in, a SAELens SAE in SAELens' format goes out."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
@@ -8,10 +10,10 @@ from torch import Tensor
 from pipeline.config import SaeConfig, Study
 from pipeline.hardware import Compute
 from pipeline.progress import Advance
-from pipeline.saes.baselines import frozen_decoder, neurons, pca, untrained
-from pipeline.saes.pretrained import pretrained
+from pipeline.saes.baselines import check_two_signs, frozen_decoder, neurons, pca, untrained
+from pipeline.saes.pretrained import check_source, pretrained
 from pipeline.saes.trained import Further, Make, Request, Trained
-from pipeline.saes.training import train_saelens
+from pipeline.saes.training import settings_of, train_saelens
 
 
 class Architecture(NamedTuple):
@@ -22,6 +24,8 @@ class Architecture(NamedTuple):
     description: str
     """What it is and where it comes from, for people."""
     make: Make
+    check: Callable[[SaeConfig, int], object] = settings_of
+    """Raises LineupError for settings that it cannot have at a hook point of so many dimensions."""
     seeded: bool = True
     """Whether chance plays a part: without, all trainings give the same SAE, and there is one."""
 
@@ -73,6 +77,7 @@ _ROWS = (
         "Untrained TopK",
         "A baseline: the TopK SAE before its first step, random directions about the mean activation.",
         untrained,
+        partial(settings_of, architecture="topk"),
     ),
     Architecture(
         "frozen_decoder",
@@ -80,6 +85,7 @@ _ROWS = (
         "A baseline: a TopK SAE whose decoder keeps its random directions while encoder and biases learn (Korznikov et"
         " al. 2026, arXiv 2602.14111).",
         frozen_decoder,
+        partial(settings_of, architecture="topk"),
     ),
     Architecture(
         "pca",
@@ -87,6 +93,7 @@ _ROWS = (
         "A baseline: the activations' principal components, each with both signs (2·d_in latents), of which the k"
         " largest projections of a token count (compared with SAEs in Cunningham et al. 2023, arXiv 2309.08600).",
         pca,
+        check_two_signs,
         seeded=False,
     ),
     Architecture(
@@ -95,6 +102,7 @@ _ROWS = (
         "A baseline: the hook point's own coordinates about their mean, each with both signs (2·d_in latents), of which"
         " the k largest of a token count (compared with SAEs in Cunningham et al. 2023, arXiv 2309.08600).",
         neurons,
+        check_two_signs,
         seeded=False,
     ),
     Architecture(
@@ -103,6 +111,7 @@ _ROWS = (
         "An SAE that somebody trained, from sae.source, as it is and in its own units. On a random variant it is the"
         " SAE of the trained model, as a baseline.",
         pretrained,
+        check_source,
         seeded=False,
     ),
 )

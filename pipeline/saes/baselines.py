@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pipeline.config import SaeConfig
 from pipeline.errors import LineupError
-from pipeline.saes.trained import CHUNK, Request, Trained, mean, topk_sae
+from pipeline.saes.trained import CHUNK, Request, Trained, mean, topk_sae, without_options
 from pipeline.saes.training import fit, folded, new_sae
 
 
@@ -56,13 +57,17 @@ def principal_components(request: Request) -> Float[Tensor, "component d_in"]:
     return (vectors * largest.sign()).float()
 
 
-def _two_signs(directions: Float[Tensor, "d_in d_in"], request: Request, tokens: int) -> Trained:
-    request.without_options()
-    if request.config.k > request.d_in:
+def check_two_signs(config: SaeConfig, d_in: int) -> None:
+    """Raise LineupError for a k above d_in, and for options."""
+    without_options(config)
+    if config.k > d_in:
         raise LineupError(
-            f"sae.k is {request.config.k}, but {request.config.architecture} has only {request.d_in} directions here:"
-            " take a smaller k."
+            f"sae.k is {config.k}, but {config.architecture} has only {d_in} directions here: take a smaller k."
         )
+
+
+def _two_signs(directions: Float[Tensor, "d_in d_in"], request: Request, tokens: int) -> Trained:
+    check_two_signs(request.config, request.d_in)
     rows = torch.stack([directions, -directions], dim=1).flatten(0, 1)
     weights = {
         "W_enc": rows.T * request.scale,

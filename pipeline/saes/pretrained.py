@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.artefacts import file_sha256
+from pipeline.config import SaeConfig
 from pipeline.errors import LineupError
 from pipeline.places import place_of
-from pipeline.saes.trained import Request, Trained, topk_sae
+from pipeline.saes.trained import Request, Trained, topk_sae, without_options
 
 READABLE = ("standard", "topk", "jumprelu", "gated")
 """SAELens' inference architectures that give sparse, non-negative activations of the same point they reconstruct."""
@@ -33,7 +34,7 @@ def pretrained(request: Request) -> Trained:
     trained on the trained model: a baseline. Raises LineupError for a source that cannot be read, for what is no SAE,
     and for one of other dimensions.
     """
-    request.without_options()
+    check_source(request.config)
     source = (request.config.source or "").replace("{layer}", _layer(request))
     sae = _checked(_load(source), source, request)
     if sae.cfg.normalize_activations == "expected_average_only_in":
@@ -46,6 +47,16 @@ def pretrained(request: Request) -> Trained:
         sae.cfg.metadata[name if name.startswith("lineup_") else f"lineup_{name}"] = value
     sae.cfg.metadata["lineup_source"] = source
     return Trained(sae.requires_grad_(False), request.scale, norms, 0, 0)
+
+
+def check_source(config: SaeConfig, _d_in: int = 0) -> None:
+    """Raise LineupError for a source of no known kind, and for options."""
+    without_options(config)
+    source = config.source or ""
+    prefix, place = _parted(source)
+    if prefix is None or not place:
+        known = ", ".join(f"{name}:{what}" for name, (what, _) in SOURCES.items())
+        raise LineupError(f"Unknown sae.source '{source}'. Known: {known}.")
 
 
 def contents(source: str, layer: int) -> list[str]:
@@ -73,9 +84,7 @@ def _parted(source: str) -> tuple[str | None, str]:
 
 def _load(source: str) -> Any:
     prefix, place = _parted(source)
-    if prefix is None or not place:
-        known = ", ".join(f"{name}:{what}" for name, (what, _) in SOURCES.items())
-        raise LineupError(f"Unknown sae.source '{source}'. Known: {known}.")
+    assert prefix is not None
     try:
         return SOURCES[prefix][1](place)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -86,16 +86,17 @@ class Request:
         """The factor that makes the activations' mean norm sqrt(d_in)."""
         return normalisation(self.activations)
 
-    def without_options(self) -> None:
-        """Raise LineupError where the study gives options to an architecture that has none."""
-        if self.config.options:
-            raise LineupError(
-                f"sae.options has {', '.join(self.config.options)}, but the architecture"
-                f" {self.config.architecture} has no options: remove them."
-            )
-
 
 Make = Callable[[Request], Trained]
+
+
+def without_options(config: SaeConfig) -> None:
+    """Raise LineupError where the study gives options to an architecture that has none."""
+    if config.options:
+        raise LineupError(
+            f"sae.options has {', '.join(config.options)}, but the architecture {config.architecture} has no options:"
+            " remove them."
+        )
 
 
 def normalisation(activations: Float[Tensor, "token d_in"]) -> float:

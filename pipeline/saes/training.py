@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, get_type_hints
 
 import torch
@@ -17,7 +17,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from pipeline.config import SaeConfig
-from pipeline.errors import LineupError
+from pipeline.errors import LineupError, shown
 from pipeline.hardware import Compute
 from pipeline.saes.sparse_topk import SparseTopKTrainingSAE
 from pipeline.saes.trained import Request, Trained, mean
@@ -53,21 +53,29 @@ def train_saelens(request: Request) -> Trained:
     return fit(new_sae(request, request.config.architecture), request)
 
 
+ABOVE_ZERO = (
+    "decoder_init_norm", "jumprelu_bandwidth", "jumprelu_init_threshold", "jumprelu_tanh_scale", "lp_norm",
+    "target_l0", "topk_threshold_lr",
+)  # fmt: skip
+"""Options that SAELens divides by, or takes the logarithm of; the other numbers may be 0."""
+
+LARGEST = {"topk_threshold_lr": 1.0}
+"""Largest values of options, where it is not 1e9, which float32 can still square."""
+
+
 def new_sae(request: Request, architecture: str) -> Any:
     """SAELens' training SAE with its own initial weights, and the scaled mean activation as decoder bias.
 
     Raises LineupError for options that the architecture does not have, or with values that it cannot have.
     """
-    kind, settings = get_sae_training_class(architecture)
-    chosen = _settings(request, architecture, settings)
+    kind = get_sae_training_class(architecture)[0]
     if _is_sparse(request.config, architecture):
         kind = SparseTopKTrainingSAE
+    chosen = settings_of(request.config, request.d_in, architecture)
+    chosen = replace(chosen, device=request.compute.device, metadata=SAEMetadata(**request.metadata))
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(request.seed, "initial weights"))
-        try:
-            sae = kind(settings(**chosen))
-        except ValueError as error:
-            raise LineupError(f"sae.options do not suit the architecture {architecture}: {error}") from error
+        sae = kind(chosen)
     with torch.no_grad():
         sae.b_dec.copy_(mean(request.activations) * request.scale)
     if isinstance(sae, SparseTopKTrainingSAE):
@@ -81,23 +89,35 @@ def _is_sparse(config: SaeConfig, architecture: str) -> bool:
     return architecture == "topk" and not config.aux_loss_coefficient and set(config.options) <= {"decoder_init_norm"}
 
 
-def _settings(request: Request, architecture: str, settings: Any) -> dict[str, Any]:
-    config, d_sae = request.config, request.config.latents(request.d_in)
-    names = {field.name for field in fields(settings)}
+def settings_of(config: SaeConfig, d_in: int, architecture: str = "") -> Any:
+    """SAELens' training configuration, of another architecture if one is named, yet on no device.
+
+    Raises LineupError for settings that it cannot have.
+    """
+    architecture = architecture or config.architecture
+    (kind, settings), d_sae = get_sae_training_class(architecture), config.latents(d_in)
     chosen = DEFAULTS[architecture](d_sae) if architecture in DEFAULTS else {}
-    chosen |= _options(config, settings)
-    chosen |= {"d_in": request.d_in, "d_sae": d_sae, "device": request.compute.device}
-    chosen["metadata"] = SAEMetadata(**request.metadata)
-    if "k" in names:
+    chosen |= _options(config, settings) | _sparsity(config, d_sae, architecture, settings)
+    try:
+        made = settings(d_in=d_in, d_sae=d_sae, device="meta", **chosen)
+        kind(made)  # without memory, because some settings are looked at no earlier
+    except ValueError as error:
+        raise LineupError(f"sae.options do not suit the architecture {architecture}: {error}") from error
+    return made
+
+
+def _sparsity(config: SaeConfig, d_sae: int, architecture: str, settings: Any) -> dict[str, Any]:
+    """What only the TopK family has."""
+    if "k" in {field.name for field in fields(settings)}:
         if config.k >= d_sae:
             raise LineupError(f"sae.k is {config.k}, but this SAE has only {d_sae} latents: take a smaller k.")
-        return chosen | {"k": config.k, "aux_loss_coefficient": config.aux_loss_coefficient}
+        return {"k": config.k, "aux_loss_coefficient": config.aux_loss_coefficient}
     if config.aux_loss_coefficient:
         raise LineupError(
             f"sae.aux_loss_coefficient is {config.aux_loss_coefficient}, but the architecture {architecture} has no"
             " AuxK loss, only the TopK family has: set it to 0."
         )
-    return chosen
+    return {}
 
 
 def _options(config: SaeConfig, settings: Any) -> dict[str, Any]:
@@ -113,8 +133,16 @@ def _options(config: SaeConfig, settings: Any) -> dict[str, Any]:
             found[name] = TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError as error:
             what = error.errors()[0]["msg"]
-            raise LineupError(f"sae.options.{name} is {value!r}, which does not do: {what}.") from error
+            raise LineupError(f"sae.options.{name} is {shown(value)}, which does not do: {what}.") from error
+        _check_size(name, found[name])
     return found
+
+
+def _check_size(name: str, value: Any) -> None:
+    largest, above = LARGEST.get(name, 1e9), name in ABOVE_ZERO
+    if isinstance(value, int | float) and not ((value > 0 if above else value >= 0) and value <= largest):
+        least = "above 0" if above else "0 or more"
+        raise LineupError(f"sae.options.{name} is {shown(value)}; allowed: {least}, and at most {largest:g}.")
 
 
 def fit(sae: Any, request: Request) -> Trained:

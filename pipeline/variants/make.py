@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter, methodcaller
 from typing import Literal, TypeAlias
 
 import pyarrow as pa
@@ -78,7 +79,12 @@ VARIANTS: dict[str, Variant | Family] = {
             "A fresh initialisation, not a published one: {}.",
             f"one of {', '.join(SCHEMES)}",
             SCHEMES.__getitem__,
-            lambda row, scheme: replace(row, randomise=partial(initialise, scheme), is_fresh=True),
+            lambda row, scheme: replace(
+                row,
+                randomise=partial(initialise, scheme),
+                is_fresh=True,
+                needs=None if scheme.std is None else attrgetter("projections"),
+            ),
             lambda name: SCHEMES[name].words,
         ),
         Family(
@@ -110,7 +116,10 @@ VARIANTS: dict[str, Variant | Family] = {
             "a number above 0 and at most 1e30",
             positive,
             lambda row, factor: replace(
-                row, randomise=randomise.redraw_all, gain=partial(randomise.residual_gain, factor)
+                row,
+                randomise=randomise.redraw_all,
+                gain=partial(randomise.residual_gain, factor),
+                needs=attrgetter("projections"),
             ),
         ),
         Family(
@@ -133,12 +142,14 @@ VARIANTS: dict[str, Variant | Family] = {
             "Only attention re-randomised",
             f"Every weight tensor of the attention modules {_REDRAWN}; all else as it was trained.",
             randomise=randomise.redraw_attention,
+            needs=methodcaller("branch", "attention"),
         ),
         Variant(
             "mlp_only",
             "Only MLPs re-randomised",
             f"Every weight tensor of the MLPs {_REDRAWN}; all else as it was trained.",
             randomise=randomise.redraw_mlp,
+            needs=methodcaller("branch", "MLP"),
         ),
         Family(
             "layers_from:<l>",
@@ -146,7 +157,9 @@ VARIANTS: dict[str, Variant | Family] = {
             f"Every weight tensor of the blocks from layer {{}} on {_REDRAWN}; all else as it was trained.",
             "a layer, counted from 0",
             layer_number,
-            lambda row, first: replace(row, randomise=partial(randomise.redraw_from, first)),
+            lambda row, first: replace(
+                row, randomise=partial(randomise.redraw_from, first), needs=partial(randomise.needs_layer, first)
+            ),
         ),
         Variant(
             "random_embeddings",
@@ -170,6 +183,14 @@ def find_variant(name: str) -> Variant:
         if isinstance(family, Family) and family.name.startswith(f"{stem}:"):
             return family.variant(parameter)
     raise LineupError(f"Unknown variant '{name}'. Known: {', '.join(VARIANTS)}.")
+
+
+def check_variant(name: str, model: PreTrainedModel) -> Variant:
+    """The row of that name; `model` may be without memory. Raises LineupError when the model lacks what it needs."""
+    variant = find_variant(name)
+    if variant.needs is not None:
+        variant.needs(Anatomy(model))
+    return variant
 
 
 @dataclass(frozen=True)
@@ -206,7 +227,7 @@ def make_variant(
     gets the model at another revision. Raises LineupError for an unknown variant, and for one that this model cannot
     have.
     """
-    variant = find_variant(name)
+    variant = check_variant(name, loaded.model)
     stem = name.partition(":")[0]
     model = _start(variant, loaded.model, derive_seed(seed, "variant", stem), load)
     trained = dict(loaded.model.named_parameters())

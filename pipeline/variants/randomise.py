@@ -72,11 +72,15 @@ def redraw_mlp(tensor: WeightTensor, generator: torch.Generator) -> Tensor | Non
     return redraw_all(tensor, generator) if tensor.name in tensor.anatomy.branch("MLP") else None
 
 
+def needs_layer(number: int, anatomy: Anatomy) -> None:
+    """Raise LineupError when the model has no such block."""
+    depth = len(anatomy.blocks)
+    if number >= depth:
+        raise LineupError(f"layers_from:{number}: the model has no layer {number}; allowed: 0 to {depth - 1}.")
+
+
 def redraw_from(first: int, tensor: WeightTensor, generator: torch.Generator) -> Tensor | None:
-    """Only the blocks from that one on. Raises LineupError when the model has no such block."""
-    depth = len(tensor.anatomy.blocks)
-    if first >= depth:
-        raise LineupError(f"layers_from:{first}: the model has no layer {first}; allowed: 0 to {depth - 1}.")
+    """Only the blocks from that one on."""
     return redraw_all(tensor, generator) if tensor.anatomy.block_of.get(tensor.name, -1) >= first else None
 
 

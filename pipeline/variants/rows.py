@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from pipeline.errors import LineupError
+from pipeline.models.anatomy import Anatomy
 from pipeline.variants.noise import Moments
 from pipeline.variants.randomise import Gain, Randomise
 
@@ -30,6 +31,8 @@ class Variant:
     """The published checkpoint that takes the trained weights' place."""
     is_fresh: bool = False
     """Whether it starts from a fresh initialisation in place of the trained weights."""
+    needs: Callable[[Anatomy], object] | None = None
+    """Looks for what the variant needs of a model. Raises LineupError when it is not there."""
 
     @property
     def noise(self) -> bool:

@@ -2,13 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline.config import ModelConfig, SaeConfig, Study, hook_name, layers_of
 from pipeline.errors import LineupError
 from pipeline.study_file import load_study
+from tests.pipeline.study_numbers import NUMBERS, override
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -138,6 +138,7 @@ def test_a_study_cannot_be_changed_after_it_is_read() -> None:
         ("name: mine\nseed: 0x" + "f" * 5000, ["seed", "less than 9223372036854775808", "very many digits"]),
         ("name: mine\nseed: " + "9" * 4000, ["seed", "less than 9223372036854775808", "9999…"]),
         ("name: mine\nsae: {options: &a {b: *a}}", ["sae.options", "Recursion"]),
+        ("name: mine\nsae: {options: {a: 0x" + "f" * 5000 + "}}", ["sae.options", "very many digits"]),
         ("name: mine\ncorpus: {context_length: 100}", ["context_length 100", "collect.window 32"]),
         ("name: mine\ncorpus: {drop_positions: 32}", ["drop_positions 32", "collect.window 32"]),
         ("name: mine\ncorpus: {held_out: 1.5}", ["corpus.held_out", "1.5"]),
@@ -166,23 +167,6 @@ def test_a_wrong_study_is_refused_by_name_and_value(tmp_path: Path, text: str, s
     assert all(part in str(error.value) for part in [str(path), *says]), str(error.value)
 
 
-def numbers(schema: dict[str, Any], definitions: dict[str, Any], path: str = "") -> dict[str, dict[str, Any]]:
-    """The schema of every number of a study file, by its key; `[]` stands for an item of a list."""
-    schema = schema | definitions.get(schema.get("$ref", "").rpartition("/")[2], {})
-    if schema.get("type") in ("integer", "number"):
-        return {path: schema}
-    found = {}
-    for name, part in schema.get("properties", {}).items():
-        found |= numbers(part, definitions, f"{path}.{name}".removeprefix("."))
-    for part in [*schema.get("anyOf", []), *schema.get("allOf", [])]:
-        found |= numbers(part, definitions, path)
-    return found | (numbers(schema["items"], definitions, f"{path}[]") if "items" in schema else {})
-
-
-SCHEMA = Study.model_json_schema()
-NUMBERS = numbers(SCHEMA, SCHEMA["$defs"])
-
-
 def test_every_number_of_a_study_is_found() -> None:
     assert len(NUMBERS) > 40
     assert {"seed", "layers[]", "saes[].learning_rate", "autointerp.llm.max_cost", "corpus.held_out"} <= NUMBERS.keys()
@@ -201,11 +185,11 @@ BEYOND = (f"-{'9' * 20}", "9" * 20, "1e400", ".inf", "-.inf", ".nan", "0x" + "f"
 
 @pytest.mark.parametrize("key", NUMBERS)
 def test_a_number_beyond_its_limits_is_one_sentence(tmp_path: Path, key: str) -> None:
-    written = key.replace("s[].", ".")  # `model` and `sae` are short for lists of one
-    name, path = written.removesuffix("[]"), write(tmp_path, "name: mine")
+    path = write(tmp_path, "name: mine")
     for value in BEYOND:
-        with pytest.raises(LineupError, match=re.escape(name)):
-            load_study(path, (f"{name}={value if name == written else f'[{value}]'}",))
+        change = override(key, value)
+        with pytest.raises(LineupError, match=re.escape(change.partition("=")[0])):
+            load_study(path, (change,))
 
 
 def test_a_missing_study_file_is_named(tmp_path: Path) -> None:

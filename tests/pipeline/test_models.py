@@ -25,7 +25,7 @@ from pipeline.config import ModelConfig, hook_name
 from pipeline.errors import LineupError
 from pipeline.models import gguf as gguf_models
 from pipeline.models import load
-from pipeline.models.load import check_layers, load_model, load_revision, vocabulary
+from pipeline.models.load import check_layers, check_revision, load_model, load_revision, vocabulary
 from tests.pipeline.toy import (
     LLAMA,
     bridge,
@@ -292,6 +292,21 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
     monkeypatch.setattr(load, "AutoModelForCausalLM", answer(local.model))
     monkeypatch.setattr(load, "AutoTokenizer", answer(local.tokenizer))
     return asked
+
+
+def test_a_revision_is_looked_for_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def from_pretrained(place: str, **options: object) -> None:
+        asked.append((place, options["revision"]))
+        if options["revision"] == "step00":
+            raise OSError("step00 is not a valid git identifier")
+
+    monkeypatch.setattr(load, "AutoConfig", SimpleNamespace(from_pretrained=from_pretrained))
+    check_revision(ModelConfig(source="hub:somebody/gpt"), "step0")
+    with pytest.raises(LineupError, match="'hub:somebody/gpt' at revision 'step00': step00 is not a valid"):
+        check_revision(ModelConfig(source="hub:somebody/gpt"), "step00")
+    assert asked == [("somebody/gpt", "step0"), ("somebody/gpt", "step00")]
 
 
 def test_the_hub_is_asked_for_safetensors_at_the_revision(hub: Asked, tmp_path: Path) -> None:

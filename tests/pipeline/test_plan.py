@@ -1,6 +1,7 @@
 """What a study would take: every formula against a count by hand, by torch, or by a law of how it must grow."""
 
 import itertools
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pipeline.saes.architectures import ARCHITECTURES
 from pipeline.saes.trained import Request
 from pipeline.study_file import load_study
 from pipeline.variants.make import find_variant
+from tests.pipeline.study_numbers import NUMBERS, override
 from tests.pipeline.toy import toy_llama
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
@@ -264,6 +266,19 @@ def test_layers_and_variants_that_do_not_exist_are_errors() -> None:
         forecast(layers=[10])
     with pytest.raises(LineupError, match="Unknown variant 'step00'"):
         forecast(variants=["step00"])
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_the_smallest_and_the_largest_number_of_every_key_give_a_plan_or_a_sentence(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("name: toy\nlayers: [1]", encoding="utf-8")
+    for what, bound in NUMBERS[key].items():
+        if "imum" in what:
+            step = 1 if NUMBERS[key]["type"] == "integer" else 1e-9
+            value = bound + step * {"exclusiveMinimum": 1, "exclusiveMaximum": -1}.get(what, 0)
+            with suppress(LineupError):
+                made = load_study(path, (override(key, value),))
+                assert "All numbers are estimates." in render(made, [plan(made, [SHAPE], HERE)])
 
 
 # For people.

@@ -274,6 +274,17 @@ def test_a_larger_penalty_makes_fewer_latents_active() -> None:
         ({"architecture": "gated", "options": {"l1_coefficient": "2"}}, r"l1_coefficient is '2', which does not do: "),
         ({"architecture": "matryoshka_batchtopk", "options": {"matryoshka_widths": [9, 3, 64]}}, "strictly increasing"),
         ({"architecture": "jumprelu", "aux_loss_coefficient": 1.0}, r"jumprelu has no AuxK"),
+        ({"architecture": "jumprelu", "options": {"jumprelu_bandwidth": 0.0}}, r"bandwidth is 0\.0; allowed: above 0"),
+        ({"architecture": "jumprelu", "options": {"l0_coefficient": -1.0}}, r"l0_coefficient is -1\.0; allowed: 0 or"),
+        ({"architecture": "standard", "options": {"l1_coefficient": 1e300}}, r"is 1e\+300; allowed: .* at most 1e\+09"),
+        (
+            {"architecture": "standard", "options": {"l1_warm_up_steps": 10**400}},
+            r"is 1000+…; allowed: .* at most 1e\+09",
+        ),
+        (
+            {"architecture": "batchtopk", "options": {"topk_threshold_lr": 5.0}},
+            r"is 5\.0; allowed: above 0, .* at most 1\.",
+        ),
         ({"architecture": "batchtopk", "k": 32, "d_sae": None, "expansion": 2}, r"k is 32, but .* only 32 latents"),
         ({"architecture": "pca", "options": {"whiten": True}}, r"options has whiten, .* pca has no options"),
     ],
