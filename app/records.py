@@ -12,6 +12,7 @@ SCORE_STATES = {
     "too_few_contexts": "too few activating contexts to score",
     "too_few_non_activating_contexts": "silent in too few contexts to score it against",
     "failed": "the explainer failed",
+    "sae_failed": "its SAE has diverged, or had nothing to learn from",
 }
 """What a latent's state of scoring means, in words."""
 

@@ -20,7 +20,11 @@ from app.studies import Study
 ROOT = Path(__file__).resolve().parent.parent
 STATIC = ROOT / "static"
 
-SHORT_STATES = {"too_few_contexts": "too few contexts", "too_few_non_activating_contexts": "rarely silent"}
+SHORT_STATES = {
+    "too_few_contexts": "too few contexts",
+    "too_few_non_activating_contexts": "rarely silent",
+    "sae_failed": "SAE failed",
+}
 """The same where space is short; a state that is missing here is its own word."""
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -41,6 +41,13 @@ class Activations:
     limit: float
     """The norm from which a token is an outlier."""
 
+    @property
+    def unusable(self) -> str:
+        """Why nothing can be learnt from them, in which case no token is kept; '' when something can."""
+        if self.limit == torch.inf:
+            return "the variant's activations are beyond what float32 holds on most tokens"
+        return "" if self.limit else "the variant's activations are zero, or nearly, on most tokens"
+
 
 class _Stop(Exception):  # noqa: N818 (no error: the last hook point has been reached)
     pass
@@ -142,13 +149,15 @@ def _key(layer: int, hook: Hook) -> str:
 
 
 def load(folder: Path, layer: int, hook: Hook, drop_positions: int) -> Activations:
-    """Read one hook point's activations and drop the outliers of the norm."""
+    """Read one hook point's activations and drop the outliers of the norm, and all of them where most are no numbers
+    or zero.
+    """
     values = torch.cat(list(_parts(folder, _key(layer, hook))))
     sequence, position, d_in = values.shape
     values = values.reshape(-1, d_in)
-    norms = torch.cat([part.norm(dim=-1) for part in values.split(16_384)])
+    norms = torch.cat([part.norm(dim=-1) for part in values.split(16_384)]).nan_to_num(nan=torch.inf, posinf=torch.inf)
     limit = OUTLIER * float(norms.median())
-    kept: Bool[Tensor, " token"] = norms <= limit
+    kept: Bool[Tensor, " token"] = (norms <= limit) & (0 < limit < torch.inf)
     place = torch.arange(sequence * (position + drop_positions)).view(sequence, -1)[:, drop_positions:].reshape(-1)
     outliers = int((~kept).sum())
     return Activations(

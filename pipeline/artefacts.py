@@ -15,7 +15,7 @@ from pipeline.errors import LineupError
 
 TIMING = "timing.json"
 
-FORMATS = {"losses": 2}
+FORMATS = {"latents": 2, "losses": 3}
 """Stages whose files have changed since they were first made; a row counts up, so that no run takes an older one's."""
 
 

@@ -218,7 +218,7 @@ class CurveConfig(Section):
     """The specification curve: is a verdict on trained and random latents one of the protocol? Every reasonable one is
     run on a sample of latents, with the lexical explainer and every lexical scorer of the study."""
 
-    latents: Annotated[int, Field(ge=0)] = 200
+    latents: Count = 200
     """Latents of the trained and of the random SAE that are compared, matched on firing density. 0: no curve."""
     explain_from: Pools = ("strongest", "quantiles", "random")
     """Protocols explain from each of these,"""
@@ -411,7 +411,7 @@ def _one_spelling(variant: str) -> str:
         value = float(parameter)
     except ValueError:
         return variant
-    return f"{stem}:{value!r}".removesuffix(".0") if math.isfinite(value) else variant
+    return f"{stem}:{value!r}".replace("e+", "e").removesuffix(".0") if math.isfinite(value) else variant
 
 
 def layers_of(study: Study, model: ModelConfig, n_layers: int) -> tuple[int, ...]:

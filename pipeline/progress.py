@@ -46,6 +46,10 @@ class Progress:
         yield advance
         self._line(f"{label}: {time.monotonic() - started:.1f} s", end="\n")
 
+    def note(self, sentence: str) -> None:
+        """Something to know about what was made, for the terminal."""
+        self._line(sentence, end="\n")
+
     def finished_sae(self, count: int, planned: int, fresh: int) -> None:
         """`count` of `planned` SAEs have their latents in the database, `fresh` of them made by this run."""
         elapsed = time.monotonic() - self._started

@@ -17,12 +17,28 @@ from pipeline.config import Hook, SaeConfig, hook_name
 from pipeline.latents import codes, collect, match
 from pipeline.latents.logits import final_gain, logit_effects
 from pipeline.measures import losses
-from pipeline.measures.metrics import ReconstructionSums, densities, sae_metrics_table, sparsity, token_identity_r2
+from pipeline.measures.metrics import (
+    NO_VARIANCE,
+    OF_MODELS,
+    OF_SAES,
+    ReconstructionSums,
+    densities,
+    sae_metrics_table,
+    sparsity,
+    token_identity_r2,
+)
+from pipeline.progress import Advance
 from pipeline.saes import architectures
 from pipeline.saes.pretrained import contents
 from pipeline.saes.trained import Further
 from pipeline.seeds import derive_seed, torch_generator
 from pipeline.stages import Context, VariantRun, named
+
+FAILURE = "failure.txt"
+"""A file that tells why an SAE is none."""
+
+NO_SAE = "sae_failed"
+"""State of the scores of such an SAE's latents."""
 
 UNANSWERED = "unanswered"
 """A file that tells that the language model did not answer some prompts."""
@@ -83,7 +99,10 @@ class SaeRun:
         return corpus.held_out[torch.div(loaded.token, corpus.tokens.shape[1], rounding_mode="floor")]
 
     def train(self) -> Path:
-        """The SAE, in SAELens' format, with its training facts in `facts.json`."""
+        """The SAE, in SAELens' format, with its training facts in `facts.json`.
+
+        From activations that are no use it is made all the same, without training, and `latents` says why.
+        """
 
         def build(folder: Path) -> int:
             study = self.context.study
@@ -116,6 +135,8 @@ class SaeRun:
     def _training(self, loaded: activations.Activations) -> tuple[torch.Tensor, Further | None]:
         """What the SAE trains on: the corpus less the held-out tokens, or, where there are any, the training tokens."""
         sequences, drop = self.context.corpus.training, self.context.study.corpus.drop_positions
+        if self._unusable(loaded):
+            return loaded.values[:0], None
         if not len(sequences):
             return loaded.values[~self._held_out(loaded)], None
         arguments = (self.layer, self.hook, drop, loaded.limit, self.variant.seed, self.context.compute)
@@ -143,29 +164,70 @@ class SaeRun:
             trained = SAE.load_from_disk(self.train(), device=self.context.compute.device)
             loaded = self._activations()
             with self.context.progress.stage("encode", f"{self.label} · encoding the corpus") as advance:
-                found = codes.encode(trained, loaded, self.context.flat.size, self.context.compute, advance)
+                found, failure = self._encoded(trained, loaded, advance)
                 codes.save(found, folder)
                 cosines = match.largest_cosines(trained.W_dec.detach().cpu()).double()
-                self._write_metrics(trained, loaded, found, cosines, folder)
+                self._write_metrics(trained, loaded, found, cosines, failure, folder)
             self._write_latents(trained, len(loaded.values), found, cosines, folder)
+            if failure:
+                (folder / FAILURE).write_text(failure, encoding="utf-8")
+                self.context.progress.note(f"{self.label}: {failure}; its latents and metrics have no values")
             return len(loaded.values)
 
         return self.context.artefacts.make("latents", self._latents_key, build)
 
+    @property
+    def failure(self) -> str:
+        """Why this SAE is none: it has diverged, or had nothing to learn from; '' for a good one."""
+        file = self.latents() / FAILURE
+        return file.read_text(encoding="utf-8") if file.exists() else ""
+
+    def _unusable(self, loaded: activations.Activations) -> str:
+        """Why no SAE can be made from these activations; '' when one can."""
+        held_out = self._held_out(loaded)
+        if loaded.unusable or (held_out.any() and not held_out.all()):
+            return loaded.unusable
+        return "all training tokens or all held-out tokens are outliers of the norm"
+
+    def _encoded(self, trained: Any, loaded: activations.Activations, advance: Advance) -> tuple[Any, str]:
+        """The SAE's activations on the corpus, and why there are none."""
+        tokens, failure = self.context.flat.size, self._unusable(loaded)
+        if not failure and not all(weights.isfinite().all() for weights in trained.parameters()):
+            failure = "the SAE has diverged in training: its weights are no finite numbers"
+        if not failure:
+            found = codes.encode(trained, loaded, tokens, self.context.compute, advance)
+            if np.isfinite(found.data).all():
+                return found, ""
+            failure = "the SAE has diverged in training: its activations are no finite numbers"
+        return codes.none(tokens, trained.cfg.d_sae), failure
+
     def _write_metrics(
-        self, trained: Any, loaded: activations.Activations, found: Any, cosines: torch.Tensor, folder: Path
+        self,
+        trained: Any,
+        loaded: activations.Activations,
+        found: Any,
+        cosines: torch.Tensor,
+        failure: str,
+        folder: Path,
     ) -> None:
         facts = self.facts()
         held_out = self._held_out(loaded)
-        values, lacking = _reconstruction(trained, loaded, found, held_out, facts["normalisation"])
-        ids = torch.from_numpy(self.context.flat)[loaded.token]
-        shuffled = ids[~held_out][torch.randperm(int((~held_out).sum()), generator=torch_generator(self.seed, "floor"))]
-        split = (loaded.values[~held_out], loaded.values[held_out], ids[held_out])
-        values["token_identity_r2"] = token_identity_r2(split[0], ids[~held_out], *split[1:])
-        values["token_identity_floor"] = token_identity_r2(split[0], shuffled, *split[1:])
-        values |= densities(np.bincount(found.indices, minlength=found.shape[1]), len(loaded.values))
-        values["redundancy"] = float(cosines.mean())
-        values |= {name: facts[name] for name in ("dropped", "outliers", "normalisation")}
+        values = {name: facts[name] for name in ("dropped", "outliers", "normalisation")}
+        lacking = dict.fromkeys(OF_SAES, failure) if failure else {}
+        if unusable := self._unusable(loaded):
+            lacking |= dict.fromkeys((*OF_MODELS, "normalisation"), unusable)
+        else:
+            ids, generator = torch.from_numpy(self.context.flat)[loaded.token], torch_generator(self.seed, "floor")
+            shuffled = ids[~held_out][torch.randperm(int((~held_out).sum()), generator=generator)]
+            split = (loaded.values[~held_out], loaded.values[held_out], ids[held_out])
+            values["token_identity_r2"] = token_identity_r2(split[0], ids[~held_out], *split[1:])
+            values["token_identity_floor"] = token_identity_r2(split[0], shuffled, *split[1:])
+        if not failure:
+            reconstructed, lacking = _reconstruction(trained, loaded, found, held_out, facts["normalisation"])
+            values |= reconstructed | densities(
+                np.bincount(found.indices, minlength=found.shape[1]), len(loaded.values)
+            )
+            values["redundancy"] = float(cosines.mean())
         pq.write_table(sae_metrics_table(values, lacking), folder / "sae_metrics.parquet")
 
     def _write_latents(self, trained: Any, tokens: int, found: Any, cosines: torch.Tensor, folder: Path) -> None:
@@ -179,7 +241,7 @@ class SaeRun:
             own = slice(first, first + len(fired.count))
             statistics = collect.latent_table(fired, self.context.flat, tokens, norms[own], study.collect, seed)
             tables = {
-                "latents": statistics | {"largest_cosine": cosines[own].numpy()},
+                "latents": statistics | {"largest_cosine": collect.nullable(cosines[own].numpy())},
                 "contexts": collect.contexts(fired, where, study.collect, study.corpus.context_length, seed),
                 "histograms": collect.histograms(fired, study.collect.histogram_bins),
             }
@@ -212,6 +274,9 @@ class SaeRun:
         def build(folder: Path) -> None:
             with context.progress.stage("score", f"{self.label} · explaining and scoring", "latents") as advance:
                 tables = collect.by_parts(collect.firings(codes.load(self.latents())), work, advance)
+            if self.failure:
+                place, rows = tables["explanations"].column_names.index("reason"), len(tables["explanations"])
+                tables["explanations"] = tables["explanations"].set_column(place, "reason", pa.array([NO_SAE] * rows))
             for name, table in tables.items():
                 pq.write_table(table, folder / f"{name}.parquet")
 
@@ -327,9 +392,11 @@ def _reconstruction(
     norms = trained.W_dec.detach().float().cpu().norm(dim=-1).double().numpy()
     values = sparsity(found[loaded.token[rows].numpy()], norms, normalisation)
     values |= {"explained_variance": 1 - sums.fvu, "fvu": sums.fvu, "cosine_similarity": sums.cosine_similarity}
+    lacking = {} if sums.variance > 0 else dict.fromkeys(("explained_variance", "fvu", *OF_MODELS), NO_VARIANCE)
     if sums.relative_bias is None:
-        return values, {"relative_reconstruction_bias": "the reconstruction has no part in the direction of x"}
-    return values | {"relative_reconstruction_bias": sums.relative_bias}, {}
+        lacking["relative_reconstruction_bias"] = "the reconstruction has no part in the direction of x"
+        return values, lacking
+    return values | {"relative_reconstruction_bias": sums.relative_bias}, lacking
 
 
 def measure_losses(saes: Sequence[SaeRun]) -> Path:
@@ -353,8 +420,10 @@ def measure_losses(saes: Sequence[SaeRun]) -> Path:
                 advance,
             )
         for place, found in enumerate(measured):
-            values = losses.loss_metrics(found, context.info.vocab_size, variant.variant.noise)
-            pq.write_table(sae_metrics_table(*values), folder / f"{place}.parquet")
+            values, lacking = losses.loss_metrics(found, context.info.vocab_size, variant.variant.noise)
+            if failure := saes[place].failure:
+                lacking |= dict.fromkeys(losses.OF_SAES, failure)
+            pq.write_table(sae_metrics_table(values, lacking), folder / f"{place}.parquet")
 
     return context.artefacts.make("losses", key, build)
 

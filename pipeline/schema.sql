@@ -113,11 +113,11 @@ CREATE TABLE latents (
     token_entropy_all DOUBLE,        -- nats, over all of them
     top_token INTEGER,               -- the token with the largest share of activation mass
     top_token_share DOUBLE,
-    decoder_norm DOUBLE NOT NULL,
+    decoder_norm DOUBLE,             -- NULL where it is no finite number
     largest_cosine DOUBLE,           -- of its decoder row to another's
     -- The rest follows from the tables `explanations`, `scores` and `matches`; store.py fills it in.
     score_state VARCHAR NOT NULL DEFAULT 'pending',
-        -- pending | scored | failed | dead | too_few_contexts | too_few_non_activating_contexts
+        -- pending | scored | failed | dead | too_few_contexts | too_few_non_activating_contexts | sae_failed
     best_match_correlation DOUBLE,   -- largest over the other variants at the same layer
     PRIMARY KEY (sae, latent)
 );

@@ -67,6 +67,11 @@ def encode(
     return sparse.csr_array((np.concatenate(data), np.concatenate(columns), indptr), shape=shape)
 
 
+def none(corpus_tokens: int, d_sae: int) -> sparse.csr_array:
+    """The activations of an SAE whose latents are all silent."""
+    return sparse.csr_array((corpus_tokens, d_sae), dtype=np.float32)
+
+
 def _check_sparse(nonzero: int, tokens: int, all_tokens: int) -> None:
     if nonzero / tokens * all_tokens > NONZERO:
         raise LineupError(

@@ -161,18 +161,18 @@ def latent_table(
         "latent": np.arange(len(count)),
         "state": np.where(alive, "alive", "dead"),
         "firings": count,
-        "density": count / kept_tokens,
+        "density": count / max(kept_tokens, 1),
         **{name: nullable(values) for name, values in statistics.items()},
         "token_entropy": nullable(np.where(count >= config.entropy_examples, sampled.entropy, np.nan)),
         "token_entropy_all": nullable(everything.entropy),
         "top_token": pa.array(everything.top, mask=~alive),
-        "decoder_norm": decoder_norm,
+        "decoder_norm": nullable(decoder_norm),
     }
 
 
 def nullable(values: Floats) -> pa.Array:
-    """NaN becomes NULL."""
-    return pa.array(values, mask=np.isnan(values))
+    """What is not finite becomes NULL."""
+    return pa.array(values, mask=~np.isfinite(values))
 
 
 @dataclass(frozen=True)

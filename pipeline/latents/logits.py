@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,7 +23,10 @@ def logit_effects(
     keep: int,
     compute: Compute,
 ) -> dict[str, Any]:
-    """Columns of `logit_effects`: each decoder row of unit norm, times the final norm's gain, on the unembedding."""
+    """Columns of `logit_effects`: each decoder row of unit norm, times the final norm's gain, on the unembedding.
+
+    A latent has no row where an effect is no finite number.
+    """
     rows = torch.nn.functional.normalize(decoder, dim=-1) * gain
     unembedding = unembedding.to(compute.device)
     ends: dict[int, list[tuple[Tensor, Tensor]]] = {1: [], -1: []}
@@ -33,20 +36,23 @@ def logit_effects(
         for sign, found in ends.items():
             values, tokens = torch.topk(effects.float(), keep, largest=sign > 0)
             found.append((tokens.cpu(), values.cpu()))
-    columns = [_columns(found) for found in ends.values()]
+    joined = [tuple(map(torch.cat, zip(*found, strict=True))) for found in ends.values()]
+    finite = torch.stack([values.isfinite().all(1) for _, values in joined]).all(0)
+    columns = [_columns(tokens[finite], values[finite]) for tokens, values in joined]
+    latents = np.flatnonzero(finite.numpy())
     return {
-        "latent": np.concatenate([np.arange(len(rows))] * 2),
-        "sign": np.repeat([1, -1], len(rows)),
+        "latent": np.concatenate([latents] * 2),
+        "sign": np.repeat([1, -1], len(latents)),
         "tokens": pa.concat_arrays([tokens for tokens, _ in columns]),
         "effects": pa.concat_arrays([effects for _, effects in columns]),
     }
 
 
-def _columns(found: list[tuple[Tensor, Tensor]]) -> tuple[pa.Array, pa.Array]:
-    tokens = torch.cat([tokens for tokens, _ in found]).int().numpy()
-    effects = torch.cat([values for _, values in found]).numpy()
-    offsets = np.arange(0, tokens.size + 1, tokens.shape[1], dtype=np.int32)
-    lists = (pa.ListArray.from_arrays(offsets, array.reshape(-1)) for array in (tokens, effects))
+def _columns(
+    tokens: Int[Tensor, "latent kept"], effects: Float[Tensor, "latent kept"]
+) -> tuple[pa.ListArray, pa.ListArray]:
+    offsets = np.arange(len(tokens) + 1, dtype=np.int32) * tokens.shape[1]
+    lists = (pa.ListArray.from_arrays(offsets, part.flatten().numpy()) for part in (tokens.int(), effects))
     return next(lists), next(lists)
 
 

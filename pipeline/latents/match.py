@@ -20,7 +20,7 @@ ROWS = 512
 def correlations(
     one: sparse.csr_array, other: sparse.csr_array
 ) -> Float[NDArray[np.float32], "latent_one latent_other"]:
-    """Pearson correlation of every pair of latents, token by token; 0 where one of them is constant."""
+    """Pearson correlation of every pair of latents, token by token; 0 where one of them is constant, or overflows."""
     tokens = one.shape[0]
     mean_one, std_one = _moments(one)
     mean_other, std_other = _moments(other)
@@ -29,10 +29,11 @@ def correlations(
     def block(start: int) -> NDArray[np.float32]:
         rows = slice(start, start + ROWS)
         products = np.asarray((transposed[rows] @ other).toarray()) / tokens
-        covariance = products - np.outer(mean_one[rows], mean_other)
-        scale = np.outer(std_one[rows], std_other)
-        found = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
-        return np.asarray(found, dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            covariance = products - np.outer(mean_one[rows], mean_other)
+            scale = np.outer(std_one[rows], std_other)
+            found = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
+        return np.nan_to_num(np.asarray(found, dtype=np.float32), copy=False, nan=0, posinf=0, neginf=0)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return np.concatenate(list(pool.map(block, range(0, one.shape[1], ROWS))))

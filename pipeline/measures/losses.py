@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from pipeline.config import Hook
 from pipeline.hardware import Compute
-from pipeline.measures.metrics import Losses, ce_loss_recovered, kl_recovered
+from pipeline.measures.metrics import NOT_FINITE, Losses, ce_loss_recovered, kl_recovered
 from pipeline.models.hooks import hook_module, value_of, with_value
 from pipeline.progress import Advance
 from pipeline.seeds import derive_seed, torch_generator
@@ -23,6 +23,9 @@ Point: TypeAlias = tuple[int, Hook]
 """Layer and hook."""
 Changed: TypeAlias = tuple[Tensor, Tensor]
 """Cross-entropy, and KL(clean ‖ this) in nats, of a changed model: each [sequence, position]."""
+
+OF_SAES = ("ce_sae", "kl_sae", "ce_loss_recovered", "kl_recovered")
+"""Metrics that depend on the SAE; the others are the model's own."""
 
 LOGITS = 2**25
 """Logits of a batch, which bounds the memory: three times 128 MB. One sequence at least, whatever its length."""
@@ -124,7 +127,11 @@ def loss_metrics(losses: Losses, vocab_size: int, sees_noise: bool) -> tuple[dic
     """
     names = ("ce_clean", "ce_sae", "ce_zero", "kl_sae", "kl_zero")
     values = {name: float(each.double().mean()) for name, each in zip(names, losses, strict=True)}
-    recovered = {"ce_loss_recovered": ce_loss_recovered(losses, vocab_size), "kl_recovered": kl_recovered(losses)}
+    finite = all(each.isfinite().all() for each in losses)
+    recovered = {
+        "ce_loss_recovered": ce_loss_recovered(losses, vocab_size) if finite else (None, NOT_FINITE),
+        "kl_recovered": kl_recovered(losses) if finite else (None, NOT_FINITE),
+    }
     if sees_noise:
         reason = "the variant sees noise in place of the text: its loss on the text means nothing"
         recovered["ce_loss_recovered"] = (None, reason)

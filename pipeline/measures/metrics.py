@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import log
+from math import isfinite, log, nan
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -70,6 +70,16 @@ METRICS: tuple[Metric, ...] = (
 )  # fmt: skip
 
 
+OF_MODELS = ("token_identity_r2", "token_identity_floor")
+"""Metrics of a hook point that no SAE has a part in."""
+
+OF_SAES = (
+    "explained_variance", "fvu", "cosine_similarity", "l0", "l1", "l1_raw", "relative_reconstruction_bias",
+    "redundancy", "dead", "alive", "dense_1", "dense_10",
+)  # fmt: skip
+"""Metrics of an SAE that its activations on the corpus give."""
+
+
 def metrics_table(metrics: Sequence[Metric]) -> pa.Table:
     """Rows for the table `metrics`, in this order."""
     rows = [metric._asdict() | {"position": place} for place, metric in enumerate(metrics)]
@@ -123,8 +133,8 @@ class ReconstructionSums:
 
     @property
     def fvu(self) -> float:
-        """Fraction of variance unexplained."""
-        return self.squared_error / self.variance
+        """Fraction of variance unexplained; nan where there is none."""
+        return self.squared_error / self.variance if self.variance > 0 else nan
 
     @property
     def cosine_similarity(self) -> float:
@@ -233,14 +243,19 @@ def densities(firings: NDArray[np.int64], tokens: int) -> dict[str, float]:
     return {name: float(where.mean()) for name, where in shares.items()}
 
 
+NOT_FINITE = "the number is beyond what a float holds: the variant or the SAE has overflowed"
+NO_VARIANCE = "the activations of all held-out tokens are the same: there is no variance to explain"
+
+
 def sae_metrics_table(values: dict[str, float], not_applicable: dict[str, str]) -> pa.Table:
-    """Rows of `sae_metrics` for one SAE: values, and reasons where there is none."""
-    names = [metric.name for metric in METRICS if metric.name in values or metric.name in not_applicable]
+    """Rows of `sae_metrics` for one SAE: values, and reasons where there is none or it is not finite."""
+    reasons = {name: NOT_FINITE for name, value in values.items() if not isfinite(value)} | not_applicable
+    names = [metric.name for metric in METRICS if metric.name in values or metric.name in reasons]
     return pa.table(
         {
             "metric": names,
-            "value": pa.array([values.get(name) for name in names], pa.float64()),
-            "status": ["ok" if name in values else "not_applicable" for name in names],
-            "reason": [not_applicable.get(name, "") for name in names],
+            "value": pa.array([None if name in reasons else values[name] for name in names], pa.float64()),
+            "status": ["not_applicable" if name in reasons else "ok" for name in names],
+            "reason": [reasons.get(name, "") for name in names],
         }
     )

@@ -100,17 +100,19 @@ def without_options(config: SaeConfig) -> None:
 
 
 def normalisation(activations: Float[Tensor, "token d_in"]) -> float:
-    """The factor that makes the mean norm sqrt(d_in)."""
+    """The factor that makes the mean norm sqrt(d_in); 1 where there are none."""
+    if not len(activations):
+        return 1.0
     norms = torch.cat([chunk.float().norm(dim=-1).double() for chunk in activations.split(CHUNK)])
     return float(activations.shape[-1] ** 0.5 / norms.mean())
 
 
 def mean(activations: Float[Tensor, "token d_in"]) -> Float[Tensor, " d_in"]:
-    """The mean activation, summed in float64."""
+    """The mean activation, summed in float64; 0 where there are none."""
     total = torch.zeros(activations.shape[-1], dtype=torch.float64)
     for chunk in activations.split(CHUNK):
         total += chunk.double().sum(0)
-    return (total / len(activations)).float()
+    return (total / max(len(activations), 1)).float()
 
 
 def topk_sae(weights: dict[str, Tensor], k: int, metadata: dict[str, Any]) -> TopKSAE:

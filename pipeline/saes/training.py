@@ -146,18 +146,21 @@ def _check_size(name: str, value: Any) -> None:
 
 
 def fit(sae: Any, request: Request) -> Trained:
-    """Train an SAE; every step draws its batch without replacement within an epoch.
+    """Train an SAE; every step draws its batch without replacement within an epoch. Where there is no token at all, it
+    stays as it began.
 
     Raises LineupError for fewer tokens than one batch.
     """
     config, compute = request.config, request.compute
     tokens = len(request.activations) + (request.further.tokens if request.further else 0)
     steps = config.epochs * (tokens // config.batch_tokens)
-    if not steps:
+    if tokens and not steps:
         raise LineupError(
             f"sae.batch_tokens is {config.batch_tokens}, but there are only {tokens} training tokens:"
             " take a smaller batch or more tokens."
         )
+    if not steps:
+        return folded(sae, request, 0)
     trainer = new_trainer(sae, config, steps, compute)
     for batch in batches(request):
         trainer.step(batch.to(compute.device, torch.float32) * request.scale)
@@ -176,7 +179,7 @@ def folded(sae: Any, request: Request, steps: int) -> Trained:
     sae.W_enc.data = sae.W_enc.data.contiguous()
     if isinstance(sae, JumpReLUTrainingSAE):
         sae.threshold.data.clamp_(min=0)  # as SAELens does before every step, but not after the last one
-    if isinstance(sae, BatchTopKTrainingSAE):  # a running mean that starts at 0, and is not there yet
+    if isinstance(sae, BatchTopKTrainingSAE) and steps:  # a running mean that starts at 0, and is not there yet
         sae.topk_threshold /= 1 - (1 - sae.cfg.topk_threshold_lr) ** steps
     norms = sae.get_W_dec_norm().clone()
     sae.fold_W_dec_norm()

@@ -192,3 +192,28 @@ def test_outliers_of_the_norm_are_dropped_and_counted(tmp_path: Path) -> None:
     assert 2 * 8 + 1 + 3 not in found.token.tolist()
     assert found.dropped_share == pytest.approx((4 + 1) / 32)
     assert found.values.norm(dim=-1).max() <= found.limit
+    assert found.unusable == ""
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, 1e30])
+def test_tokens_that_overflow_are_outliers_until_most_of_them_do(tmp_path: Path, wrong: float) -> None:
+    values = torch.randn(4, 7, 8, generator=torch.Generator().manual_seed(0))
+    good = activations.OUTLIER * values.flatten(0, 1)[10:].norm(dim=-1).median()
+    values.view(28, 8)[:10] = wrong
+    save_file({"5.mlp_out": values}, tmp_path / "000000.safetensors")
+    found = activations.load(tmp_path, 5, "mlp_out", drop_positions=1)
+    assert (found.outliers, len(found.values), found.unusable) == (10, 18, "")
+    assert found.values.isfinite().all()
+    assert good <= found.limit < 2 * good
+    values.view(28, 8)[:20] = wrong
+    save_file({"5.mlp_out": values}, tmp_path / "000000.safetensors")
+    found = activations.load(tmp_path, 5, "mlp_out", drop_positions=1)
+    assert (found.outliers, len(found.values), found.dropped_share) == (28, 0, 1)
+    assert "beyond what float32 holds" in found.unusable
+
+
+def test_activations_that_are_zero_are_no_use(tmp_path: Path) -> None:
+    save_file({"5.mlp_out": torch.zeros(4, 7, 8)}, tmp_path / "000000.safetensors")
+    found = activations.load(tmp_path, 5, "mlp_out", drop_positions=1)
+    assert len(found.values) == 0
+    assert "zero, or nearly, on most tokens" in found.unusable

@@ -64,7 +64,7 @@ def test_a_sweep_is_one_line(tmp_path: Path) -> None:
         ("scale:1.0", "scale:1"),
         ("scale:1e0", "scale:1"),
         ("scale:.50", "scale:0.5"),
-        ("scale:1e30", "scale:1e+30"),
+        ("scale:1.0e+30", "scale:1e30"),
         ("scale: 2", "scale:2"),
         ("layers_from:03", "layers_from:3"),
         ("scale:nan", "scale:nan"),

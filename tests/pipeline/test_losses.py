@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from pipeline.config import Hook, hook_name
 from pipeline.measures import losses
 from pipeline.measures.losses import Placed, loss_metrics
-from pipeline.measures.metrics import Losses, ce_loss_recovered, kl_recovered
+from pipeline.measures.metrics import NOT_FINITE, Losses, ce_loss_recovered, kl_recovered
 from pipeline.models.load import LoadedModel
 from pipeline.variants.make import make_variant
 from tests.pipeline.test_activations import CPU, HOOKS, SEQUENCES
@@ -160,6 +160,13 @@ def test_nothing_is_recovered_where_zeroing_moves_nothing(kl_zero: list[float]) 
     value, reason = kl_recovered(made([0.0] * 4, kl_zero))
     assert value is None
     assert "nothing to recover" in reason
+
+
+def test_losses_that_overflow_are_no_shares() -> None:
+    found = made([0.5, 0.5, torch.inf, 0.0], [2.0, 1.9, 2.1, 2.0])
+    values, missing = loss_metrics(found, 50, sees_noise=False)
+    assert missing == {"ce_loss_recovered": NOT_FINITE, "kl_recovered": NOT_FINITE}
+    assert values["kl_sae"] == torch.inf
 
 
 def test_a_variant_that_sees_noise_has_kl_but_no_loss_on_the_text() -> None:

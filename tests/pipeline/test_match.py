@@ -30,6 +30,17 @@ def test_correlations_equal_those_of_the_dense_activations(pair: tuple[np.ndarra
     assert (found[0] == 0).all()
 
 
+def test_activations_whose_squares_overflow_match_nothing(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    one, other = (sparse.csr_array(side.astype(np.float32)) for side in pair)
+    calm = correlations(one, other)
+    wild = one.copy()
+    wild.data[wild.indices == 6] *= 1e38
+    found = correlations(wild, sparse.csr_array(other * np.float32(1e30)))
+    assert (found[6] == 0).all()
+    assert np.isfinite(found).all()
+    assert found[1:6] == pytest.approx(calm[1:6], abs=1e-5)
+
+
 def test_the_best_match_is_first_and_dead_latents_have_none(pair: tuple[np.ndarray, np.ndarray]) -> None:
     table = best_matches(correlations(*map(sparse.csr_array, pair)), keep=3).to_pylist()
     assert {row["latent"] for row in table} == {1, 2, 3, 4, 5, 6}

@@ -11,10 +11,12 @@ from scipy import sparse
 
 from pipeline.measures.metrics import (
     METRICS,
+    NOT_FINITE,
     Losses,
     ReconstructionSums,
     ce_loss_recovered,
     metrics_table,
+    sae_metrics_table,
     sparsity,
     token_identity_r2,
 )
@@ -50,6 +52,22 @@ def test_explained_variance_of_a_case_worked_by_hand() -> None:
 def test_predicting_the_mean_explains_nothing() -> None:
     x, _ = noisy(0)
     assert 1 - sums(x, x.double().mean(0).expand(x.shape)).fvu == pytest.approx(0, abs=1e-6)
+
+
+def test_what_does_not_vary_has_no_fraction_of_variance() -> None:
+    x = torch.full((5, 3), 0.1)
+    found = sums(x, x + 1, batch=2)
+    assert found.variance == 0
+    assert math.isnan(found.fvu)
+
+
+def test_a_number_that_is_not_finite_is_not_applicable() -> None:
+    table = sae_metrics_table({"fvu": math.inf, "l0": math.nan, "l1": 2.0, "dead": math.nan}, {"dead": "for a reason"})
+    rows = {row["metric"]: row for row in table.to_pylist()}
+    assert rows["l1"] == {"metric": "l1", "value": 2.0, "status": "ok", "reason": ""}
+    assert {rows[name]["status"] for name in ("fvu", "l0", "dead")} == {"not_applicable"}
+    assert {rows[name]["value"] for name in ("fvu", "l0", "dead")} == {None}
+    assert [rows[name]["reason"] for name in ("fvu", "l0", "dead")] == [NOT_FINITE, NOT_FINITE, "for a reason"]
 
 
 def test_perfect_reconstruction_explains_everything() -> None:
