@@ -10,7 +10,6 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from markupsafe import escape
 from small_study import SCRIPT, write_small_study
 from starlette.testclient import TestClient
 
