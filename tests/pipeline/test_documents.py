@@ -281,7 +281,7 @@ def test_bytes_that_are_no_utf8_in_parquet_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
 @pytest.mark.parametrize("place", ["~nobody-of-this-name/corpus", "x" * 5000])
 def test_a_path_that_the_system_does_not_look_at_is_named(kind: str, place: str) -> None:
-    with pytest.raises(LineupError, match=r"corpus\.source names '.*', which cannot be looked at: "):
+    with pytest.raises(LineupError, match=r"corpus\.source names '.*, which cannot be looked at: "):
         read(f"{kind}:{place}")
 
 
