@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from pipeline.disk import writing
 from pipeline.errors import LineupError
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
@@ -181,7 +182,8 @@ def _dashboard(options: argparse.Namespace, paths: tuple[Path, ...] | None) -> N
 
 def _demo(options: argparse.Namespace) -> None:
     _need_pipeline()
-    options.runs.mkdir(parents=True, exist_ok=True)
+    with writing(options.runs):
+        options.runs.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pipeline", "run", str(STUDIES / "demo.yaml"), "--runs", str(options.runs)]
     study = subprocess.Popen(command)
     try:

@@ -12,10 +12,11 @@ import torch
 from sae_lens import SAE
 
 from pipeline import activations, autointerp
-from pipeline.artefacts import digest, file_sha256, timing
+from pipeline.artefacts import digest, timing
 from pipeline.config import Hook, SaeConfig, hook_name
 from pipeline.latents import codes, collect, match
 from pipeline.latents.logits import final_gain, logit_effects
+from pipeline.manifest import file_sha256
 from pipeline.measures import losses
 from pipeline.measures.metrics import ReconstructionSums, densities, sae_metrics_table, sparsity, token_identity_r2
 from pipeline.saes import architectures
@@ -109,7 +110,7 @@ class SaeRun:
             (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
             return int(facts["training_tokens"])
 
-        if not self.context.artefacts.path("sae", self.sae_key).exists():
+        if not self.context.artefacts.has("sae", self.sae_key):
             self.variant.forward()  # a stage of its own, with a time of its own
         return self.context.artefacts.make("sae", self.sae_key, build)
 
@@ -149,7 +150,7 @@ class SaeRun:
             self._write_latents(trained, len(loaded.values), found, cosines, folder)
             return len(loaded.values)
 
-        return self.context.artefacts.make("latents", self._latents_key, build)
+        return self.context.artefacts.make("latents", self._latents_key, build, sources=[self.train()])
 
     def _write_metrics(
         self, trained: Any, loaded: activations.Activations, found: Any, cosines: torch.Tensor, folder: Path
@@ -214,7 +215,8 @@ class SaeRun:
                 pq.write_table(table, folder / f"{name}.parquet")
 
         asked = study.autointerp.model_dump(exclude={"llm", "latents", "explainers"})
-        return context.artefacts.make("scores", self._latents_key | {"autointerp": asked}, build)
+        key = self._latents_key | {"autointerp": asked}
+        return context.artefacts.make("scores", key, build, sources=[self.latents()])
 
     def sampled_scores(self) -> Path:
         """More rows of both tables: those of a sample of the latents, which a model explains or scores."""
@@ -234,7 +236,7 @@ class SaeRun:
 
         client = context.tools.client
         before = client.unanswered if client else 0
-        return context.artefacts.make("sampled", self._sampled_key, build)
+        return context.artefacts.make("sampled", self._sampled_key, build, sources=[self.latents(), self.scores()])
 
     @property
     def _sampled_key(self) -> dict[str, Any]:
@@ -257,7 +259,8 @@ class SaeRun:
                 value = match.seed_stability(*self._alive_decoder(), *other._alive_decoder())
             (folder / "stability.json").write_text(json.dumps(value), encoding="utf-8")
 
-        return self.context.artefacts.make("stability", [self._latents_key, other._latents_key], build)
+        sources = [run.latents() for run in (self, other)]
+        return self.context.artefacts.make("stability", [self._latents_key, other._latents_key], build, sources=sources)
 
     def _alive_decoder(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Decoder [d_sae, d_in], and which latents are alive [d_sae]."""
@@ -275,7 +278,7 @@ class SaeRun:
                 pq.write_table(match.best_matches(correlation.T, keep), folder / "backward.parquet")
 
         key = {"saes": [self._latents_key, other._latents_key], "keep": keep}
-        return self.context.artefacts.make("matches", key, build)
+        return self.context.artefacts.make("matches", key, build, sources=[self.latents(), other.latents()])
 
 
 def saes_of(variant: VariantRun) -> Iterator["SaeRun"]:
@@ -328,7 +331,7 @@ def measure_losses(saes: Sequence[SaeRun]) -> Path:
             values = losses.loss_metrics(found, context.info.vocab_size, variant.variant.noise)
             pq.write_table(sae_metrics_table(*values), folder / f"{place}.parquet")
 
-    return context.artefacts.make("losses", key, build)
+    return context.artefacts.make("losses", key, build, sources=[run.train() for run in saes])
 
 
 def _loss_sequences(context: Context) -> torch.Tensor:

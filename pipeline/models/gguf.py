@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers import modeling_gguf_pytorch_utils as gguf_route
 from transformers.utils import logging
 
+from pipeline.artefacts import Artefacts
 from pipeline.errors import LineupError
 
 INSTALL = {
@@ -36,19 +37,24 @@ FORMAT = re.compile(r"[-._](i?q\d\w*|b?f(16|32))$", re.IGNORECASE)
 """The number format at the end of a file's name, which is no part of the model's."""
 
 
-def converted(package: str, cache: Path) -> tuple[Path, str, str]:
+def converted(package: str, cache: Artefacts) -> tuple[Path, str, str]:
     """The folder in `cache` with the package's model in float32, the model's name, and a note on its quantisation.
 
-    Raises LineupError when the package, or one that holds a piece of it, is missing, or when it holds no one model.
+    Raises LineupError when the package, or one that holds a piece of it, is missing, or when it holds no one model,
+    and for a full disk.
     """
     pieces = _pieces(package)
     digest = hashlib.sha256()
     for chunk in _bytes(pieces):
         digest.update(chunk)
-    folder = cache / f"{package}-{metadata.version(package)}-{digest.hexdigest()[:12]}"
-    if not folder.is_dir():
-        with _joined(pieces, folder.with_name(folder.name + ".joined")) as file:
+    converters = {name: metadata.version(name) for name in ("gguf", "tokenizers", "transformers")}
+    key = {"sha256": digest.hexdigest(), "converters": converters}
+
+    def build(folder: Path) -> None:
+        with _joined(pieces, folder / "joined") as file:
             _convert(file, folder)
+
+    folder = cache.make(f"{package}-{metadata.version(package)}", key, build)
     origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
     return folder, origin["model"], origin["note"]
 
@@ -115,8 +121,7 @@ def _joined(pieces: Sequence[Path], place: Path) -> Iterator[Path]:
     if len(pieces) == 1:
         yield pieces[0]
         return
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
+    place.mkdir()
     try:
         file = place / re.sub(r"\.part\d*$", "", pieces[0].name)
         with file.open("wb") as stream:
@@ -139,7 +144,7 @@ class _Reader(gguf.GGUFReader):  # type: ignore[misc]
 
 
 def _convert(file: Path, folder: Path) -> None:
-    """Write what transformers reads from a GGUF file as float32 safetensors with tokeniser, whole or not at all."""
+    """Write what transformers reads from a GGUF file as float32 safetensors with tokeniser."""
     place, name = str(file.parent), file.name
     reader = _Reader(file)
     with quiet(), _parsed_once(reader):
@@ -151,14 +156,11 @@ def _convert(file: Path, folder: Path) -> None:
             body = AutoModelForCausalLM.from_config(type(model.config).from_dict(plain), dtype=torch.float32)
         body.load_state_dict(model.state_dict(), assign=True)
         body.tie_weights()
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        body.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        body.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     types = _types_by_size(reader)
     origin = {"model": FORMAT.sub("", file.stem), "note": _quantisation_note(types)}
-    (partial / ORIGIN).write_text(json.dumps(origin), encoding="utf-8")
-    partial.rename(folder)
+    (folder / ORIGIN).write_text(json.dumps(origin), encoding="utf-8")
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.artefacts import file_sha256
+from pipeline import hub
 from pipeline.errors import LineupError
+from pipeline.manifest import file_sha256
 from pipeline.saes.trained import Request, Trained, topk_sae
 
 READABLE = ("standard", "topk", "jumprelu", "gated")
@@ -48,12 +49,24 @@ def pretrained(request: Request) -> Trained:
 
 
 def contents(source: str, layer: int) -> list[str]:
-    """Hashes of the files that `sae.source` names, where they lie in a folder: another SAE may be put in its place."""
+    """Hashes of the files that `sae.source` names, or the commit of a hub's: another SAE may be put in its place.
+
+    Nothing where loading it will tell what is wrong.
+    """
     prefix, place = _parted(source.replace("{layer}", str(layer)))
+    if prefix in ("hub", "sparsify:hub"):
+        commit = hub.commit(_repository(prefix, place), "model", None)
+        return [commit] if commit else []
     folder = Path(place).expanduser()
-    if prefix not in ("folder", "sparsify:folder") or not folder.is_dir():
-        return []  # a hub's, or an error that loading it will tell
+    if not folder.is_dir():
+        return []
     return [file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()]
+
+
+def _repository(prefix: str, place: str) -> str:
+    """The repository of `RELEASE/ID` or `OWNER/NAME/FOLDER`."""
+    release = get_pretrained_saes_directory().get(place.partition("/")[0]) if prefix == "hub" else None
+    return str(release.repo_id) if release else "/".join(place.split("/")[:2])
 
 
 def _layer(request: Request) -> str:

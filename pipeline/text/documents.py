@@ -5,6 +5,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,8 @@ class Source(NamedTuple):
     place: str
     """What follows the prefix."""
     read: Callable[[str, CorpusConfig], Iterator[Document]]
+    files: Callable[[str], list[Path]]
+    """What it reads here, in that order."""
     streamed: bool
     """Too large to read whole: reading stops when there is enough."""
     keys: tuple[str, ...]
@@ -68,6 +71,10 @@ def documents(config: CorpusConfig) -> Iterator[Document]:
 
 
 def _from_wheel(package: str, _config: CorpusConfig) -> Iterator[Document]:
+    return wikipedia.articles(*_dump(package))
+
+
+def _dump(package: str) -> list[Path]:
     if package != "gensim":
         raise LineupError(f"Unknown corpus.source 'wheel:{package}'. The one known package with text is gensim.")
     spec = importlib.util.find_spec(package)  # finds the package without running it
@@ -75,7 +82,7 @@ def _from_wheel(package: str, _config: CorpusConfig) -> Iterator[Document]:
     dump = next((file for folder in folders for file in Path(folder).glob(DUMP)), None)
     if dump is None:
         raise LineupError(f"The package '{package}' of corpus.source is not installed: run `pip install {package}`.")
-    return wikipedia.articles(dump)
+    return [dump]
 
 
 def _from_text(place: str, _config: CorpusConfig) -> Iterator[Document]:
@@ -181,6 +188,11 @@ def _files(place: str, ending: str) -> list[Path]:
     return sorted(path.rglob(f"*.{ending}")) if path.is_dir() else [path]
 
 
+def _hub_files(place: str) -> list[Path]:
+    """None, but the library takes a folder in a data set's place."""
+    return sorted(path for path in Path(place).rglob("*") if path.is_file()) if Path(place).is_dir() else []
+
+
 def _existing(place: str) -> Path:
     path = Path(place).expanduser()
     if not path.exists():
@@ -203,10 +215,10 @@ SPECIAL = ("column", "subset", "split", "revision")
 """Keys of the section that only some sources have."""
 
 SOURCES: dict[str, Source] = {
-    "wheel": Source("gensim", _from_wheel, streamed=False, keys=()),
-    "text": Source("PATH", _from_text, streamed=False, keys=()),
-    "jsonl": Source("PATH", _from_jsonl, streamed=False, keys=("column",)),
-    "parquet": Source("PATH", _from_parquet, streamed=True, keys=("column",)),
-    "hub": Source("NAME", _from_hub, streamed=True, keys=SPECIAL),
+    "wheel": Source("gensim", _from_wheel, _dump, streamed=False, keys=()),
+    "text": Source("PATH", _from_text, partial(_files, ending="txt"), streamed=False, keys=()),
+    "jsonl": Source("PATH", _from_jsonl, partial(_files, ending="jsonl"), streamed=False, keys=("column",)),
+    "parquet": Source("PATH", _from_parquet, partial(_files, ending="parquet"), streamed=True, keys=("column",)),
+    "hub": Source("NAME", _from_hub, _hub_files, streamed=True, keys=SPECIAL),
 }
 """Prefix of `corpus.source`: what follows it, and who reads it."""
