@@ -4,18 +4,24 @@ It is run by its path, by `llama.py`, and ends when its standard input does: whe
 way. An abort in llama.cpp does not take the study with it.
 """
 
+import ctypes
+import importlib
+import importlib.util
 import json
 import os
 import secrets
 import sys
 from pathlib import Path
+from typing import Any
+
+PACKAGE = "xllamacpp"
 
 
 def main(model: str, slots: str, context: str, threads: str) -> None:
     """Serve the model until standard input ends; its first line of output is JSON, with an address or an error."""
     try:
-        import xllamacpp
-    except ImportError as error:  # such as a lack of libgomp
+        xllamacpp = _llama()
+    except (ImportError, OSError) as error:
         _say({"error": f"cannot be loaded: {error}"})
         return
     parameters = xllamacpp.CommonParams()
@@ -36,6 +42,17 @@ def main(model: str, slots: str, context: str, threads: str) -> None:
     _say({"address": f"{server.listening_address}/v1", "key": key})
     sys.stdin.buffer.read()
     os._exit(0)  # without waiting for what is being answered
+
+
+def _llama() -> Any:
+    try:
+        return importlib.import_module(PACKAGE)
+    except ImportError:  # it takes libgomp from the system, which may have none; torch brings one
+        torch = importlib.util.find_spec("torch")
+        if torch is None or torch.origin is None:
+            raise
+        ctypes.CDLL(str(Path(torch.origin).with_name("lib") / "libgomp.so.1"))
+        return importlib.import_module(PACKAGE)
 
 
 def _say(facts: dict[str, str]) -> None:
