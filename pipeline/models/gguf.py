@@ -21,6 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers import modeling_gguf_pytorch_utils as gguf_route
 from transformers.utils import logging
 
+from pipeline.models import wheels
+
 ORIGIN = "origin.json"
 FORMAT = re.compile(r"[-._](i?q\d\w*|b?f(16|32))$", re.IGNORECASE)
 """The number format at the end of a file's name, which is no part of the model's."""

