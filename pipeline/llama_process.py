@@ -29,6 +29,7 @@ def main(model: str, slots: str, context: str, threads: str) -> None:
     parameters.n_parallel = int(slots)
     parameters.n_ctx = int(slots) * int(context)
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = int(threads)
+    parameters.swa_full = True  # or models with a sliding window forget what prompts have in common
     parameters.port = 0  # a free one
     parameters.verbosity = 0
     parameters.ui = parameters.endpoint_slots = parameters.endpoint_props = False

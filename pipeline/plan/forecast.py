@@ -18,7 +18,7 @@ ANSWER_SECONDS = 2.0
 """Between a prompt and its answer: an assumption."""
 
 
-LOCAL_SPEED = 20e9
+LOCAL_SPEED = 30e9
 """FLOP a second of llama.cpp on a core, as its package comes: measured with the model of the demo."""
 LOCAL_BYTES = 0.7
 """Of a file, for each parameter: most weights have four bits, some have more."""
