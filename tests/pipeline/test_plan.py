@@ -243,7 +243,7 @@ def test_limits_of_the_endpoint_make_waiting_longer() -> None:
     assert forecast(autointerp=asking(tokens_per_minute=60)).answer_seconds == tokens
 
 
-def test_a_local_model_takes_the_processors_time_and_no_money(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_model_takes_the_processors_time_and_no_money(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp", reason="the extra [llm] is not installed")
     (tmp_path / "model.gguf").write_bytes(bytes(7000))
     local = asking(endpoint="local", model=f"gguf:{tmp_path}/model.gguf")
@@ -285,7 +285,7 @@ def test_layers_and_variants_that_do_not_exist_are_errors() -> None:
 
 
 def test_the_text_has_every_stage_and_says_what_it_assumes() -> None:
-    asked = asking(price_in=1.0) | {"scorers": ["detection", "llm_detection"]}
+    asked = asking(price_in=0.1) | {"scorers": ["detection", "llm_detection"]}
     made = study(autointerp=asked, corpus={"training_tokens": 1000})
     machines = [HERE, BESIDE_A_GPU._replace(memory=None, disk=None)]
     text = render(made, [plan(made, [SHAPE], machine) for machine in machines])
