@@ -86,7 +86,7 @@ def test_an_error_that_is_not_the_users_is_told_with_where_its_traceback_is(
     assert last.startswith("lineup: An unexpected error ended the run, RuntimeError: no kernel image in")
     assert last.endswith(f" and more. Its traceback is in {runs / 'toy' / 'traceback.txt'}.")
     assert "in broken\n" in (runs / "toy" / "traceback.txt").read_text()
-    page = TestClient(create_app(Settings(paths=(runs,)))).get("/s/toy/progress").text
+    page = TestClient(create_app(Settings(paths=(runs,), hosts=("testserver",)))).get("/s/toy/progress").text
     assert "<strong>Failed</strong>" in page
     assert "RuntimeError: no kernel image in" in page
     assert "Its traceback is in toy/traceback.txt." in page

@@ -109,7 +109,7 @@ def test_activations_that_do_not_vary_have_no_variance_to_explain(
 
 
 def test_every_page_shows_it_and_so_does_the_report(runs: Path, tmp_path: Path) -> None:
-    client = TestClient(create_app(Settings(paths=(runs,))))
+    client = TestClient(create_app(Settings(paths=(runs,), hosts=("testserver",))))
     for name in ("topk", "fast", "pca"):
         study = f"/s/toy;sae={name}"
         pages = ["", "/latents", f"/latents?variant={WIDE}&layer=0", "/plots", "/compare", "/tensors"]
