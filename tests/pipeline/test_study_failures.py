@@ -22,7 +22,7 @@ SAE = {"d_sae": 96, "k": 4, "batch_tokens": 256}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three variants, each with an SAE that learns, one that diverges, and one of PCA."""
+    """Three variants, each with an SAE that learns and one that diverges."""
     path = toy_study(
         tmp_path_factory.mktemp("toy"),
         variants=["trained", "scale:1e30", "rerandomized_incl_embeddings"],
@@ -31,9 +31,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         saes=[
             SAE | {"learning_rate": 3e-3},
             SAE | {"name": "fast", "architecture": "standard", "learning_rate": 1e9},
-            {"architecture": "pca", "k": 4},
         ],
-        sae_seeds=2,
         autointerp={"specifications": {"latents": 40, "examples": [20], "windows": [16]}},
     )
     folder = tmp_path_factory.mktemp("runs")
@@ -62,9 +60,9 @@ def test_metrics_say_why_they_do_not_apply_and_others_are_there(runs: Path) -> N
     )
     reasons = {(variant, name): [reason for reason in why if reason] for variant, name, why, _ in found}
     for variant in ("trained", "rerandomized_incl_embeddings"):
-        assert reasons[variant, "topk"] == reasons[variant, "pca"] == []
+        assert reasons[variant, "topk"] == []
         assert reasons[variant, "fast"] == [DIVERGES]
-    assert [reasons[WIDE, name] for name in ("topk", "fast", "pca")] == [[OVERFLOWS]] * 3
+    assert reasons[WIDE, "topk"] == reasons[WIDE, "fast"] == [OVERFLOWS]
     known = query(
         runs / "toy.duckdb",
         """SELECT DISTINCT metric FROM sae_metrics JOIN saes USING (sae)
@@ -80,18 +78,17 @@ def test_latents_of_an_sae_that_is_none_say_so_and_have_no_values(runs: Path) ->
         """SELECT DISTINCT name, state, firings, density, max_activation FROM latents JOIN saes USING (sae)
            WHERE score_state = 'sae_failed' ORDER BY ALL""",
     )
-    assert states == [(name, "dead", 0, 0.0, None) for name in ("fast", "pca", "topk")]
+    assert states == [(name, "dead", 0, 0.0, None) for name in ("fast", "topk")]
     counted = "SELECT name, variant FROM latents JOIN saes USING (sae) WHERE score_state = 'sae_failed' GROUP BY ALL"
     failed = query(runs / "toy.duckdb", counted)
-    assert set(failed) == {(name, WIDE) for name in ("pca", "fast", "topk")} | {
-        ("fast", variant) for variant in ("trained", "rerandomized_incl_embeddings")
-    }
+    diverged = {("fast", variant) for variant in ("trained", "rerandomized_incl_embeddings")}
+    assert set(failed) == {("fast", WIDE), ("topk", WIDE)} | diverged
 
 
 def test_the_terminal_says_so_once_for_each_sae(runs: Path) -> None:
     lines = (runs / "stderr").read_text(encoding="utf-8").splitlines()
-    assert sum(DIVERGES in line for line in lines) == 4  # two variants, two seeds
-    assert sum(OVERFLOWS in line for line in lines) == 5  # PCA has no seeds
+    assert sum(DIVERGES in line for line in lines) == 2
+    assert sum(OVERFLOWS in line for line in lines) == 2
 
 
 def test_activations_that_do_not_vary_have_no_variance_to_explain(
@@ -110,7 +107,7 @@ def test_activations_that_do_not_vary_have_no_variance_to_explain(
 
 def test_every_page_shows_it_and_so_does_the_report(runs: Path, tmp_path: Path) -> None:
     client = TestClient(create_app(Settings(paths=(runs,), hosts=("testserver",))))
-    for name in ("topk", "fast", "pca"):
+    for name in ("topk", "fast"):
         study = f"/s/toy;sae={name}"
         pages = ["", "/latents", f"/latents?variant={WIDE}&layer=0", "/plots", "/compare", "/tensors"]
         for page in [*pages, f"/latent/{WIDE}/0/3", "/latent/trained/0/3", f"/compare?right={WIDE}&layer=0"]:
