@@ -2,7 +2,9 @@
 
 import os
 import platform
-from contextlib import AbstractContextManager, nullcontext
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +67,21 @@ def _multiplies_bfloat16(device: str) -> bool:
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool({"amx_bf16", "avx512_bf16"} & _cpu_flags())
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Raise LineupError where memory, of the machine or of its GPU, is asked for that there is not."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = " ".join(str(error).split())
+        if isinstance(error, RuntimeError) and not re.search("can't allocate memory|out of memory", words):
+            raise
+        raise LineupError(
+            f"There is not enough memory ({words[:200] or type(error).__name__}). What is finished is kept: see by"
+            " `lineup plan` what takes how much, and lower sae.d_sae, sae.batch_tokens or corpus.tokens."
+        ) from error
 
 
 def describe() -> str:

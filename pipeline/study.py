@@ -54,7 +54,7 @@ def run_study(study: Study, runs: Path, terminal: TextIO | None = None) -> Path:
         finished = Finished(study, Artefacts(folder, hardware.describe()))
         progress = Progress(folder / "progress.json", study.name, study.title, finished.planned, terminal or sys.stderr)
         try:
-            with _ended_by_sigterm(progress):
+            with _ended_by_sigterm(progress), hardware.enough_memory():
                 _run(finished, progress, database)
         except LineupError as error:
             progress.failed(str(error))

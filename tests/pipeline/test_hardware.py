@@ -2,15 +2,35 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline import hardware
 from pipeline.config import Study
 from pipeline.errors import LineupError
-from pipeline.hardware import Compute, settled
+from pipeline.hardware import Compute, enough_memory, settled
 from pipeline.study import run_study
 from tests.pipeline.studies_for_tests import query
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        np._core._exceptions._ArrayMemoryError((2**40, 2**20), np.dtype("float64")),  # type: ignore[attr-defined]
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: 128 TB"
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 TiB. GPU 0 has a total capacity of 80 GiB"),
+    ],
+)
+def test_too_little_memory_is_a_sentence(error: Exception) -> None:
+    with pytest.raises(LineupError, match=r"not enough memory \(.*\)\. .* `lineup plan`") as told, enough_memory():
+        raise error
+    assert "\n" not in str(told.value)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), enough_memory():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
 @pytest.fixture
