@@ -7,7 +7,9 @@ from pipeline.config import ModelConfig, Study, layers_of
 from pipeline.errors import LineupError
 from pipeline.models.hooks import check_hooks
 from pipeline.models.load import ModelInfo, at_revision, check_context, check_layers, check_revision
-from pipeline.saes.architectures import ARCHITECTURES
+from pipeline.models.shapes import is_known, shape_of
+from pipeline.saes.architectures import ARCHITECTURES, check_tokens
+from pipeline.text.corpus import Corpus
 from pipeline.text.documents import find_source
 from pipeline.variants.make import check_variant, find_variant
 
@@ -21,19 +23,30 @@ def check_names(study: Study) -> None:
 
 
 def check_tools(study: Study) -> None:
-    """Raise LineupError for scorers that lack what they need here, for revisions that the Hub does not have, and as
-    `settled` does.
+    """Raise LineupError for scorers that lack what they need here, for revisions that the Hub does not have, for what
+    later models cannot have (the first is loaded at once), and as `settled` does.
     """
     hardware.settled(study.precision)
     autointerp.check_scorers(study.autointerp)
     for revision in _revisions(study):
         for config in study.models:
             check_revision(config, revision)
+    for config in study.models[1:]:
+        if is_known(config):
+            shape = shape_of(config)
+            check_model(study, config, shape.info, shape.model)
 
 
 def _revisions(study: Study) -> list[str]:
     """Published checkpoints that variants are."""
     return [row.revision for row in map(find_variant, study.variants) if row.revision]
+
+
+def check_corpus(study: Study, corpus: Corpus) -> None:
+    """Raise LineupError where the SAEs have too few tokens to train on."""
+    sequences = len(corpus.training) or int((~corpus.held_out).sum())
+    for sae in study.saes:
+        check_tokens(sae, sequences * (corpus.tokens.shape[1] - study.corpus.drop_positions))
 
 
 def check_model(study: Study, config: ModelConfig, info: ModelInfo, model: PreTrainedModel) -> tuple[int, ...]:

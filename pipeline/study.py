@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from pipeline import autointerp, hardware
 from pipeline.artefacts import Artefacts, digest
-from pipeline.checks import check_model, check_names, check_tools
+from pipeline.checks import check_corpus, check_model, check_names, check_tools
 from pipeline.config import ModelConfig, Study
 from pipeline.errors import BrokenError, LineupError
 from pipeline.models.load import LoadedModel, load_model, vocabulary
@@ -167,6 +167,7 @@ def _prepare(finished: Finished, config: ModelConfig, progress: Progress, client
     with progress.stage("corpus", f"reading and tokenising {study.corpus.source}"):
         corpus = _corpus(study, config, loaded, artefacts, versions)
         words = vocabulary(loaded.tokenizer, loaded.info.vocab_size)
+    check_corpus(study, corpus)
     tools = autointerp.Tools(words, autointerp.Sentences(), client)
     base = {
         "versions": versions,

@@ -29,7 +29,7 @@ class Shape(NamedTuple):
     """Parameters of all blocks together, without embedding and unembedding."""
     attends: bool
     """Whether every token looks at all others, so that a token costs more in a longer context."""
-    model: PreTrainedModel | None = None
+    model: PreTrainedModel
     """The model without memory, to look for what a study needs of it."""
 
 
@@ -76,6 +76,11 @@ KNOWN: dict[str, Any] = {
     ),
 }
 """Published shapes, so that a plan of the presets needs neither a connection nor an installed model."""
+
+
+def is_known(config: ModelConfig) -> bool:
+    """Whether its shape is known before it is loaded."""
+    return config.source.startswith(("folder:", "hub:")) or config.source in KNOWN
 
 
 def shape_of(config: ModelConfig) -> Shape:

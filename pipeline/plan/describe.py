@@ -20,7 +20,6 @@ def describe(study: Study, gpus: Sequence[str] = (), folder: Path = Path()) -> s
     machines = [*(gpu_machine(name, study.precision) for name in gpus), this_machine(folder, study.precision)]
     shapes = [shape_of(model) for model in study.models]
     for config, shape in zip(study.models, shapes, strict=True):
-        assert shape.model is not None
         check_model(study, config, shape.info, shape.model)
     return render(study, [plan(study, shapes, machine) for machine in machines[-1:] + machines[:-1]])
 

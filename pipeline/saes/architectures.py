@@ -13,7 +13,7 @@ from pipeline.progress import Advance
 from pipeline.saes.baselines import check_two_signs, frozen_decoder, neurons, pca, untrained
 from pipeline.saes.pretrained import check_source, pretrained
 from pipeline.saes.trained import Further, Make, Request, Trained
-from pipeline.saes.training import settings_of, train_saelens
+from pipeline.saes.training import check_batch, settings_of, train_saelens
 
 
 class Architecture(NamedTuple):
@@ -123,6 +123,12 @@ ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS}
 def seeds_of(study: Study, config: SaeConfig) -> int:
     """How often the study trains such an SAE: one without chance is there once."""
     return study.sae_seeds if ARCHITECTURES[config.architecture].seeded else 1
+
+
+def check_tokens(config: SaeConfig, tokens: int) -> None:
+    """Raise LineupError where an SAE is trained in batches and there are fewer tokens than one."""
+    if ARCHITECTURES[config.architecture].make in (train_saelens, frozen_decoder):
+        check_batch(config, tokens)
 
 
 def train(

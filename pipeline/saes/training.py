@@ -145,6 +145,15 @@ def _check_size(name: str, value: Any) -> None:
         raise LineupError(f"sae.options.{name} is {shown(value)}; allowed: {least}, and at most {largest:g}.")
 
 
+def check_batch(config: SaeConfig, tokens: int) -> None:
+    """Raise LineupError for fewer training tokens than one batch."""
+    if config.batch_tokens > tokens:
+        raise LineupError(
+            f"sae.batch_tokens is {config.batch_tokens}, but there are only {tokens} training tokens:"
+            " take a smaller batch or more tokens."
+        )
+
+
 def fit(sae: Any, request: Request) -> Trained:
     """Train an SAE; every step draws its batch without replacement within an epoch. Where there is no token at all, it
     stays as it began.
@@ -153,14 +162,10 @@ def fit(sae: Any, request: Request) -> Trained:
     """
     config, compute = request.config, request.compute
     tokens = len(request.activations) + (request.further.tokens if request.further else 0)
-    steps = config.epochs * (tokens // config.batch_tokens)
-    if tokens and not steps:
-        raise LineupError(
-            f"sae.batch_tokens is {config.batch_tokens}, but there are only {tokens} training tokens:"
-            " take a smaller batch or more tokens."
-        )
-    if not steps:
+    if not tokens:
         return folded(sae, request, 0)
+    check_batch(config, tokens)
+    steps = config.epochs * (tokens // config.batch_tokens)
     trainer = new_trainer(sae, config, steps, compute)
     for batch in batches(request):
         trainer.step(batch.to(compute.device, torch.float32) * request.scale)

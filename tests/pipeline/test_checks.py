@@ -49,3 +49,23 @@ def test_what_a_model_cannot_have_is_said_before_the_work(
         assert main([*command, *sets]) == 2
         assert sentence in capsys.readouterr().err
     assert not [path for path in (tmp_path / "toy").glob("*") if path.is_dir()]  # no stage has begun
+
+
+def test_what_a_later_model_cannot_have_is_said_before_the_first_one_works(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = f"models=[folder:{study.parent / 'model'}, folder:{study.parent / 'gpt2'}]"
+    path = tmp_path / "two.yaml"
+    path.write_text(study.read_text(encoding="utf-8").replace("model:\n  source:", "title:"), encoding="utf-8")
+    assert main(["run", str(path), "--runs", str(tmp_path), "--set", models]) == 2
+    assert "layers: gpt2 has no layer 2; allowed: 0 to 1" in capsys.readouterr().err
+    assert not (tmp_path / "toy").exists()
+
+
+def test_a_batch_of_more_tokens_than_there_are_is_said_before_the_model_runs(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["run", str(study), "--runs", str(tmp_path), "--set", "sae.batch_tokens=10885"]
+    assert main(command) == 2
+    assert "sae.batch_tokens is 10885, but there are only" in capsys.readouterr().err
+    assert [path.name.partition("-")[0] for path in (tmp_path / "toy").iterdir() if path.is_dir()] == ["corpus"]

@@ -30,7 +30,8 @@ from tests.pipeline.study_numbers import NUMBERS, override
 from tests.pipeline.toy import toy_llama
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
-SHAPE = Shape(ModelInfo("toy", "folder:toy", "Toy", 10, 100, 1000, 2_000_000, ""), 1_200_000, attends=False)
+INFO = ModelInfo("toy", "folder:toy", "Toy", 10, 100, 1000, 2_000_000, "")
+SHAPE = Shape(INFO, 1_200_000, attends=False, model=toy_llama())
 HERE = Machine("here", 1e9, 2, 10**10, None, 10**12, "made up")
 BESIDE_A_GPU = HERE._replace(name="gpu", speed=1e12, gpu_memory=10**9)
 
@@ -211,7 +212,7 @@ def test_what_is_largest_in_main_memory_is_named() -> None:
 
 
 def test_of_several_models_the_largest_is_held_and_all_are_stored() -> None:
-    large = Shape(replace(SHAPE.info, d_model=200, parameters=10**7), 8_000_000, attends=False)
+    large = SHAPE._replace(info=replace(INFO, d_model=200, parameters=10**7), block_parameters=8_000_000)
     both = plan(study(models=["folder:a", "folder:b"]), [SHAPE, large], HERE)
     alone = [forecast(shape=shape) for shape in (SHAPE, large)]
     assert both.memory == alone[1].memory
