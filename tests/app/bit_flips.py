@@ -32,7 +32,8 @@ from tests.app.small_study import write_small_study
 ROOT = Path(__file__).parents[2]
 STUDY_PAGES = (
     *("/s/small", "/s/small/latents", "/s/small/latents?q=the&sort=density", "/s/small/latent/trained/0/1"),
-    *("/s/small/compare", "/s/small/plots", "/s/small/tensors", "/s/small/progress", "/s/small/blind"),
+    *("/s/small/compare", "/s/small/plots", "/s/small/protocols", "/s/small/tensors", "/s/small/progress"),
+    "/s/small/blind",
 )
 SECONDS = 60
 """Pages that take longer hang."""

@@ -9,7 +9,9 @@ import random
 import sys
 import tempfile
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -17,14 +19,13 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
-from app import state
+from app import routes, state
 from app.blind.design import Design
 from app.main import create_app
-from app.routes import api, blind, compare, health, latent, latents, overview, plots, progress, rate, studies
 from app.settings import Settings
 from tests.app.blind_client import blind_study, invitation, own_link, set_up
 
-MODULES = (api, blind, compare, health, latent, latents, overview, plots, progress, rate, studies)
+MODULES = [import_module(f"app.routes.{found.name}") for found in iter_modules(routes.__path__)]
 ROUTES = [route for module in MODULES for route in module.router.routes if isinstance(route, APIRoute)]
 MODELS = [kind for module in (*MODULES, state) for kind in vars(module).values() if isinstance(kind, type)]
 NAMES = sorted({name for kind in (*MODELS, Design) if issubclass(kind, BaseModel) for name in kind.model_fields})

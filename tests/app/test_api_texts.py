@@ -7,6 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.blind.design import Design
+from app.routes import api
 from tests.app.blind_client import blind_study, invitation, serving, set_up
 
 DESIGN = {"study": "small", "layers": [1], "variants": ["control"], "form": "single", "title": "x", "organiser_key": ""}
@@ -15,9 +16,9 @@ ANSWER = {"trial": "", "revision": 1, "answer": 3, "skip": None, "seconds": 1.0}
 UNDO = {"trial": "", "revision": 1}
 REQUESTS = [
     *(("experiments", DESIGN, field) for field in [*Design.model_fields, "organiser_key", "new"]),
-    *(("sessions", JOIN, field) for field in [*JOIN, "new"]),
-    *(("answers", ANSWER, field) for field in [*ANSWER, "new"]),
-    *(("undo", UNDO, field) for field in [*UNDO, "new"]),
+    *(("sessions", JOIN, field) for field in [*api._Join.model_fields, "new"]),
+    *(("answers", ANSWER, field) for field in [*api._Answer.model_fields, "new"]),
+    *(("undo", UNDO, field) for field in [*api._Undo.model_fields, "new"]),
 ]
 AS_JSON = {"Content-Type": "application/json"}
 HALVES = ["\\ud800", "a\\udfff", "\\ud800\\ud800"]
