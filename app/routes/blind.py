@@ -170,7 +170,8 @@ def _form(request: Request, study: Study, values: _Setup, error: str = "") -> Re
         "needs_key": bool(request.app.state.organiser_key),
         "fields": {name: field.description for name, field in Design.model_fields.items()},
     }
-    trials = int(values.trials) if values.trials.isdecimal() and values.trials != "0" else QUICK_TRIALS
+    # The field may hold anything: what is no number of trials is named in `error`.
+    trials = (int(values.trials[:5]) if values.trials.isdecimal() else 0) or QUICK_TRIALS
     context |= _needed(0.6, trials) | {"gold_note": _gold_note(trials, values.gold, values.min_gold)}
     return page(request, "blind_setup", context, study, status=400 if error else 200)
 

@@ -42,6 +42,8 @@ def test_the_form_works_as_it_stands_and_says_how_many_labels_it_takes(organiser
         ({"variants": ["step0"]}, "Unknown random variant"),
         ({"trials": "11"}, "trials is &#39;11&#39;"),
         ({"trials": "2000"}, "pairs"),
+        ({"trials": "00"}, "trials is &#39;00&#39;"),
+        ({"trials": "9" * 5000}, "trials is &#39;99999"),
         ({"contexts": "20"}, "contexts"),
         ({"margin": "much"}, "margin is &#39;much&#39;"),
         ({"title": ""}, "title"),
