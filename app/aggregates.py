@@ -37,25 +37,33 @@ def score_states(reader: Reader, saes: Sequence[int]) -> list[Row]:
     )
 
 
+_PROTOCOL = "sae, explainer, scorer, explain_from, score_on, split_by, examples"
+
+
 def scores(reader: Reader, saes: Sequence[int]) -> list[Row]:
     """By SAE, explainer, scorer and protocol: latents asked about, those with an AUROC, its median, means of all four.
 
     `low` and `high` bound the median over latents with 95% confidence, whatever the distribution: the values of ranks
-    (n ± 1.96 √n) / 2, rounded outwards (Conover 1999, Practical Nonparametric Statistics, section 3.2).
+    (n ± 1.96 √n) / 2, rounded outwards (Conover 1999, Practical Nonparametric Statistics, section 3.2). `floor`,
+    `floor_low` and `floor_high` are those of other latents' explanations on the same contexts, where there are any.
     """
     return reader.rows(
         f"""
         WITH found AS (
-            SELECT sae, explainer, scorer, explain_from, score_on, split_by, examples, count(*) AS asked,
-                   count(auroc) AS latents, median(auroc) AS median,
+            SELECT {_PROTOCOL}, shuffled, count(*) AS asked, count(auroc) AS latents, median(auroc) AS median,
                    list(auroc ORDER BY auroc) FILTER (auroc IS NOT NULL) AS ranked, avg(auroc) AS auroc,
                    {", ".join(f"avg({name}) FILTER (isfinite({name})) AS {name}" for name in OTHER_SCORES)}
-            FROM scores WHERE sae IN {listed(saes)} GROUP BY ALL)
-        SELECT found.* EXCLUDE (ranked),
-               ranked[greatest(1, floor((latents - 1.96 * sqrt(latents)) / 2)::INTEGER)] AS low,
-               ranked[least(latents, ceil(1 + (latents + 1.96 * sqrt(latents)) / 2)::INTEGER)] AS high
-        FROM found JOIN saes USING (sae) JOIN variants USING (variant)
-        ORDER BY scorer, explainer, explain_from, score_on, layer, position
+            FROM scores WHERE sae IN {listed(saes)} GROUP BY ALL),
+        bounded AS (
+            SELECT found.* EXCLUDE (ranked),
+                   ranked[greatest(1, floor((latents - 1.96 * sqrt(latents)) / 2)::INTEGER)] AS low,
+                   ranked[least(latents, ceil(1 + (latents + 1.96 * sqrt(latents)) / 2)::INTEGER)] AS high
+            FROM found),
+        floors AS (
+            SELECT {_PROTOCOL}, median AS floor, low AS floor_low, high AS floor_high FROM bounded WHERE shuffled)
+        SELECT bounded.* EXCLUDE (shuffled), floor, floor_low, floor_high
+        FROM bounded LEFT JOIN floors USING ({_PROTOCOL}) JOIN saes USING (sae) JOIN variants USING (variant)
+        WHERE NOT shuffled ORDER BY scorer, explainer, explain_from, score_on, layer, position
         """,
         saes,
     )
@@ -128,9 +136,10 @@ def pooled_states(reader: Reader, saes: Sequence[int]) -> dict[Place, dict[str, 
 def outcomes(reader: Reader) -> list[Row]:
     """By variant, and by explainer or scorer: how many there are, how many failed, and of what."""
     parts = []
-    for table, what in (("explanations", "explainer"), ("scores", "scorer")):
+    scorer = "scorer || CASE WHEN shuffled THEN ', floor' ELSE '' END"
+    for table, kind, what in (("explanations", "explainer", "explainer"), ("scores", "scorer", scorer)):
         parts.append(
-            f"SELECT variant, {what} AS what, '{what}' AS kind, status, CASE status WHEN 'failed' THEN reason END AS"
+            f"SELECT variant, {what} AS what, '{kind}' AS kind, status, CASE status WHEN 'failed' THEN reason END AS"
             f" reason FROM {table} JOIN saes USING (sae)"
         )
     return reader.rows(

@@ -257,10 +257,13 @@ def explanations(reader: Reader, sae: int, number: int) -> list[Row]:
 
 
 def scores(reader: Reader, sae: int, number: int) -> list[Row]:
-    """The scores of a latent's explanations, or why there is none."""
+    """The scores of a latent's explanations, or why there is none; `floor` is another's on the same contexts."""
     return reader.rows(
-        "SELECT explainer, explain_from, scorer, score_on, auroc, balanced_accuracy, positives, negatives, status,"
-        " reason FROM scores WHERE sae = ? AND latent = ? ORDER BY explainer, explain_from, scorer, score_on",
+        "WITH own AS (SELECT * FROM scores WHERE sae = ? AND latent = ?),"
+        " floors AS (SELECT explainer, explain_from, scorer, score_on, auroc AS floor FROM own WHERE shuffled)"
+        " SELECT explainer, explain_from, scorer, score_on, auroc, balanced_accuracy, positives, negatives, status,"
+        " reason, floor FROM own LEFT JOIN floors USING (explainer, explain_from, scorer, score_on) WHERE NOT shuffled"
+        " ORDER BY explainer, explain_from, scorer, score_on",
         [sae, number],
     )
 

@@ -148,6 +148,16 @@ class Group:
         """How well explanations hold: medians over the latents of all seeds, with quartiles."""
         return self._with_plots(table for table in self._medians if table.metric.is_score)
 
+    @property
+    def by_number(self) -> dict[int, Sae]:
+        """The SAEs by their numbers."""
+        return {sae.sae: sae for sae in self.saes}
+
+    @cached_property
+    def all_scores(self) -> list[Row]:
+        """Every scorer's, SAE by SAE."""
+        return aggregates.scores(self.study.reader, self.numbers)
+
     @cached_property
     def statistics(self) -> list[tuple[Table, svg.Plot]]:
         """All other statistics of latents."""

@@ -185,13 +185,14 @@ class LlmConfig(Section):
     """A language model that explains and scores, behind an OpenAI-compatible endpoint."""
 
     endpoint: str = ""
-    """Base address, such as `http://127.0.0.1:8080/v1`. The key is read from LINEUP_LLM_KEY and from nowhere else."""
+    """Base address, such as `http://127.0.0.1:8080/v1`, whose key is read from LINEUP_LLM_KEY and from nowhere else; or
+    `local`: llama.cpp, from the extra `[llm]`, on this machine, for as long as the study runs."""
     model: str = ""
-    """The model's name there."""
+    """The model's name there; of `local`, `wheel:PACKAGE` (a GGUF file inside installed packages) or `gguf:PATH`."""
     offline: bool = False
     """Use cached answers only: what is not cached is a failure with that reason."""
     concurrency: Positive = 8
-    """Requests under way at once."""
+    """Requests under way at once; so many a local model answers together."""
     requests_per_minute: Positive | None = None
     """Limit of the endpoint, where it has one."""
     tokens_per_minute: Positive | None = None
@@ -211,7 +212,7 @@ class LlmConfig(Section):
     explain_examples: Annotated[int, Field(gt=0, le=1000)] = 20
     """Contexts the explainer sees: at most half of `examples`."""
     examples_per_prompt: Annotated[int, Field(gt=0, le=1000)] = 5
-    """Contexts a scoring prompt asks about."""
+    """Contexts a scoring prompt asks about, at an endpoint without log-probs: with them, one."""
 
 
 class CurveConfig(Section):
@@ -257,6 +258,9 @@ class AutointerpConfig(Section):
     """A latent's activating contexts, half to explain and half to score, and as many non-activating ones."""
     mark_threshold: Share = 0.3
     """A token is marked as active from this share of the context's largest activation."""
+    floor: bool = True
+    """Scorers that ask a model also score each latent with the explanation of another one, active on about as many
+    tokens: what a score is worth is what it has above this floor. It doubles what they ask."""
     specifications: CurveConfig = CurveConfig()
     """Which protocols are tried beside this one."""
     llm: LlmConfig = LlmConfig()

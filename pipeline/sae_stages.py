@@ -310,7 +310,8 @@ class SaeRun:
         operation = {"concurrency", "requests_per_minute", "tokens_per_minute", "timeout_seconds", "attempts"}
         operation |= {"price_in", "price_out", "max_cost"}
         asked = self.context.study.autointerp.model_dump(exclude={"llm": operation, "specifications": True})
-        return self._latents_key | {"autointerp": asked}
+        client = self.context.tools.client
+        return self._latents_key | {"autointerp": asked, "answers": client.identity if client else ""}
 
     def ask_again(self) -> None:
         """Forget the sample's rows if an earlier run got no answer to some prompts: the others' answers are kept."""

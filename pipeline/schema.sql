@@ -155,6 +155,7 @@ CREATE TABLE explanations (
 CREATE TABLE scores (
     sae INTEGER NOT NULL, latent INTEGER NOT NULL, explainer VARCHAR NOT NULL, scorer VARCHAR NOT NULL,
     explain_from VARCHAR NOT NULL, score_on VARCHAR NOT NULL,  -- strongest | quantiles | random
+    shuffled BOOLEAN NOT NULL DEFAULT false,  -- whether it is another latent's explanation: the floor of a score
     split_by VARCHAR NOT NULL,       -- window | document: what was divided between explaining and scoring
     examples INTEGER NOT NULL,       -- activating contexts drawn, half to explain and half to score
     auroc DOUBLE, balanced_accuracy DOUBLE,

@@ -140,7 +140,8 @@ def _derive(connection: duckdb.DuckDBPyConnection) -> None:
             f"""
             UPDATE latents SET "{column}" = s.auroc
             FROM (SELECT sae, latent, last(auroc ORDER BY explainer) AS auroc FROM scores
-                  WHERE scorer = ? AND explain_from = ? AND score_on = ? AND status = 'ok' GROUP BY ALL) s
+                  WHERE scorer = ? AND explain_from = ? AND score_on = ? AND status = 'ok' AND NOT shuffled
+                  GROUP BY ALL) s
             WHERE s.sae = latents.sae AND s.latent = latents.latent""",
             protocol,
         )

@@ -113,7 +113,8 @@ def _client(finished: Finished) -> Iterator[autointerp.Client | None]:
     if not autointerp.needs_llm(config):
         yield None
         return
-    with closing(autointerp.make_client(config.llm, finished.artefacts.root / "answers")) as client:
+    root = finished.artefacts.root
+    with closing(autointerp.make_client(config.llm, root / "answers", root.parent / "models")) as client:
         yield client
 
 

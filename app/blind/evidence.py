@@ -268,7 +268,7 @@ def _everything(rows: Rows, latent: int) -> dict[str, Any]:
     numbers = _one(rows, "latents", latent)
     explained = next((row for row in rows["explanations"].get(latent, ()) if row["status"] == "ok"), None)
     explainer = explained["explainer"] if explained else None
-    scored = [row for row in rows["scores"].get(latent, ()) if row["auroc"] is not None]
+    scored = [row for row in rows["scores"].get(latent, ()) if row["auroc"] is not None and not row["shuffled"]]
     return {
         "density": _three_digits(numbers["density"]),
         "max_activation": _three_digits(numbers["max_activation"]),

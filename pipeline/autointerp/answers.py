@@ -4,16 +4,16 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pipeline.autointerp.prompts import Token
-
 
 class Answer(NamedTuple):
     """What the model said; `text` is None where it said nothing that can be used, and `reason` says why."""
 
     text: str | None
     reason: str = ""
-    tokens: tuple[Token, ...] = ()
-    """Of the text, with log-probabilities; empty without those."""
+    cut: bool = False
+    """Whether it was to go on, but had come to the longest answer that was asked for."""
+    likeliest: Mapping[str, float] = {}
+    """Log-probabilities of the likeliest first tokens; empty without those."""
 
 
 class Usage(NamedTuple):
@@ -38,30 +38,18 @@ def read(raw: str) -> Answer:
     message = _mapping(choice.get("message"))
     if message.get("refusal") or choice.get("finish_reason") == "content_filter":
         return Answer(None, "refused")
-    if choice.get("finish_reason") == "length":
-        return Answer(None, "too long: the answer did not end within autointerp.llm.max_tokens")
-    text = message.get("content")
+    text, likeliest = message.get("content"), _likeliest(choice)
     if not isinstance(text, str) or not text.strip():
-        return Answer(None, "unparsed: no text")
-    tokens = _tokens(choice)
-    spelt = "".join(token.text for token in tokens)  # with what servers strip: spaces, marks of the end, thoughts
-    return Answer(spelt, tokens=tokens) if text in spelt else Answer(text)
+        return Answer(None, "unparsed: no text", likeliest=likeliest)
+    return Answer(text, cut=choice.get("finish_reason") == "length", likeliest=likeliest)
 
 
-def _tokens(choice: Mapping[str, Any]) -> tuple[Token, ...]:
-    """The answer's tokens, none of them if one lacks its numbers."""
-    content = _mapping(choice.get("logprobs")).get("content")
+def _likeliest(choice: Mapping[str, Any]) -> dict[str, float]:
+    first = _first(_mapping(choice.get("logprobs")).get("content"))
     try:
-        return tuple(
-            Token(
-                str(each["token"]),
-                {str(each["token"]): float(each["logprob"])}
-                | {str(other["token"]): float(other["logprob"]) for other in each["top_logprobs"]},
-            )
-            for each in content or ()
-        )
+        return {str(other["token"]): float(other["logprob"]) for other in first.get("top_logprobs") or ()}
     except (TypeError, KeyError, ValueError):
-        return ()
+        return {}
 
 
 def usage_of(raw: str) -> Usage | None:

@@ -8,30 +8,58 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tenacity
 
 from pipeline.autointerp.answers import Answer, read, usage_of
 from pipeline.autointerp.cache import AnswerCache, canonical_hash
-from pipeline.autointerp.endpoint import KEY, Endpoint, RequestError, TransientError
+from pipeline.autointerp.endpoint import KEY, Endpoint, LocalEndpoint, RequestError, TransientError
 from pipeline.autointerp.limits import Budget, Pace
-from pipeline.autointerp.prompts import Prompt
+from pipeline.autointerp.prompts import Form, Prompt, yes_and_no
 from pipeline.config import LlmConfig
 from pipeline.errors import LineupError
+from pipeline.llama import LOCAL, Llama
 from pipeline.progress import Advance
 
 LONGEST_WAIT_SECONDS = 600.0
 GIVE_UP_AFTER = 20
 """Requests in a row that failed in all their attempts: the endpoint is down."""
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "seed": {"seed": 0},
-    "logprobs": {"logprobs": True, "top_logprobs": 5},
-    "json": {"response_format": {"type": "json_object"}},
+
+class Option(NamedTuple):
+    """What not every endpoint can do: how it is asked for, with what it is tried, and whether the answer shows it."""
+
+    body: Mapping[str, Any]
+    probe: Prompt
+    shown: Callable[[Answer], bool] = lambda _: True
+
+
+def _says_yes(answer: Answer) -> bool:
+    return sum(yes_and_no(answer.likeliest)) >= LEAST_MASS
+
+
+LEAST_MASS = 0.01
+"""Of yes and no together, where the model is told to say yes: less where its first words are thoughts."""
+LINE = Prompt("", "Answer with the word yes and nothing else.", "line")
+OPTIONS: dict[str, Option] = {
+    "seed": Option({"seed": 0}, LINE),
+    "stop": Option({"stop": ["\n"]}, LINE, lambda answer: answer.text is not None and "<think" not in answer.text),
+    "logprobs": Option({"logprobs": True, "top_logprobs": 20}, LINE._replace(form="yes_no"), _says_yes),
+    "few_logprobs": Option({"logprobs": True, "top_logprobs": 5}, LINE._replace(form="yes_no"), _says_yes),
+    "json": Option(
+        {"response_format": {"type": "json_object"}},
+        Prompt("", 'Answer with the JSON object {"answers": [1]} and nothing else.', "list"),
+    ),
 }
-"""What not every endpoint can do, and how it is asked for."""
-PROBE = Prompt("", 'Answer with the JSON object {"answers": [1]} and nothing else.', 1)
+ALTERNATIVES = {"few_logprobs": "logprobs"}
+"""What is needed only where the other cannot be had."""
+FORMS: dict[Form, tuple[str, ...]] = {
+    "line": ("seed", "stop"),
+    "yes_no": ("seed", "logprobs", "few_logprobs"),
+    "list": ("seed", "json"),
+}
+"""The options that a form of answer is asked for with."""
 
 
 ENDED = "Not sent, because another request has ended the run."
@@ -44,7 +72,8 @@ class _StoppedError(LineupError):
 class Client:
     """One endpoint and model, and all answers that were ever had from it in this study.
 
-    What it can do is asked once and remembered beside the answers. `sleep` and `clock` are for tests.
+    What it can do is asked once and remembered beside the answers. `llama` is a model on this machine, which is asked
+    in place of an address, and closed with the client. `sleep` and `clock` are for tests.
     """
 
     def __init__(
@@ -54,14 +83,20 @@ class Client:
         key: str,
         sleep: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        llama: Llama | None = None,
     ) -> None:
         self._config = config
         self._folder = folder
-        self._endpoint = Endpoint(config.endpoint, key, config.timeout_seconds, clock)
+        self._endpoint = (
+            LocalEndpoint(llama, config.timeout_seconds, clock)
+            if llama
+            else Endpoint(config.endpoint, key, config.timeout_seconds, clock)
+        )
         self._stopped = threading.Event()
         self._sleep = sleep or self._nap
         self._pace = Pace(config, clock, self._sleep)
         self._budget = Budget(config)
+        self._lock = threading.Lock()
         self._failed_in_a_row = 0
         self.unanswered = 0
         """Prompts that got no answer in this run, so that asking again may help."""
@@ -79,10 +114,21 @@ class Client:
         """What the answers in the cache, and those that this run paid for and did not get, cost."""
         return self._budget.spent
 
+    @property
+    def identity(self) -> str:
+        """What the answers depend on, beside the model's name: the address, or a local model's content."""
+        return self._endpoint.identity
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether questions can be answered by the probabilities of yes and no."""
+        able = self.abilities()
+        return any(able.get(name, False) for name in FORMS["yes_no"] if "logprobs" in OPTIONS[name].body)
+
     def abilities(self) -> dict[str, bool]:
         """Which of `OPTIONS` the endpoint can do; asks it unless that is known. Raises LineupError if it cannot."""
-        known = canonical_hash(self._endpoint.address, {"model": self._config.model})[:16]
-        path = self._folder / f"abilities-{known}.json"
+        known = canonical_hash(self._endpoint.identity, {"model": self._config.model})[:16]
+        path = self._folder / f"endpoint-{known}.json"
         if self._able is None and path.exists():
             self._able = json.loads(path.read_text(encoding="utf-8"))
         if self._able is None and not self._config.offline:
@@ -93,24 +139,22 @@ class Client:
         return self._able or {}
 
     def _probe(self) -> dict[str, bool]:
-        """Options are added one by one, for some endpoints can do each but not both."""
-        body = self._body(PROBE, {})
         try:
-            self._answered(body)
+            self._answered(self._body(LINE, {}))
         except RequestError as failed:
             raise LineupError(
                 f"The model '{self._config.model}' at {self._endpoint.address} does not answer: {failed}. Check"
                 " autointerp.llm.endpoint and .model, and that the server runs."
             ) from None
-        able = {}
+        able: dict[str, bool] = {}
         for name, option in OPTIONS.items():
-            able[name] = self._can(name, body | option)
-            body |= option if able[name] else {}
+            needed = not able.get(ALTERNATIVES.get(name, ""), False)
+            able[name] = needed and self._can(name, option, {"seed": able.get("seed", False)})
         return able
 
-    def _can(self, name: str, body: Mapping[str, Any]) -> bool:
+    def _can(self, name: str, option: Option, able: Mapping[str, bool]) -> bool:
         try:
-            answer = read(self._answered(body))
+            answer = read(self._answered(self._body(option.probe, {**able, name: True})))
         except TransientError as failed:
             if failed.status == 500:  # what some servers say to a parameter that they do not know
                 return False
@@ -120,7 +164,7 @@ class Client:
             ) from None
         except RequestError:
             return False
-        return name != "logprobs" or any(len(token.alternatives) > 1 for token in answer.tokens)
+        return option.shown(answer)
 
     def ask_all(self, prompts: Sequence[Prompt], advance: Advance) -> list[Answer]:
         """The answers, in order; `advance` counts them. Raises LineupError where asking on makes no sense: the money
@@ -141,9 +185,7 @@ class Client:
                 self._stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        answers = [future.result() for future in futures]
-        self.unanswered += sum(answer.text is None for answer in answers)
-        return answers
+        return [future.result() for future in futures]
 
     def _ask(self, prompt: Prompt) -> Answer:
         try:
@@ -163,9 +205,14 @@ class Client:
                     f" attempts each, at last with: {failed}. What is answered is kept: run the same command again"
                     " when it is back."
                 ) from None
-            return Answer(None, str(failed))
+            return self._without(failed)
         except RequestError as failed:
-            return Answer(None, str(failed))
+            return self._without(failed)
+
+    def _without(self, failed: RequestError) -> Answer:
+        with self._lock:
+            self.unanswered += 1
+        return Answer(None, str(failed))
 
     def _body(self, prompt: Prompt, able: Mapping[str, bool]) -> dict[str, Any]:
         """The request, which is also what the cache knows it by."""
@@ -173,16 +220,16 @@ class Client:
         body: dict[str, Any] = {
             "model": self._config.model,
             "messages": [*system, {"role": "user", "content": prompt.user}],
-            "max_tokens": self._config.max_tokens,
+            "max_tokens": 1 if prompt.form == "yes_no" else self._config.max_tokens,
             "temperature": 0,
         }
-        for name in OPTIONS if prompt.answers else ("seed",):
-            body |= OPTIONS[name] if able.get(name) else {}
+        for name in FORMS[prompt.form]:
+            body |= OPTIONS[name].body if able.get(name) else {}
         return body
 
     def _answered(self, body: Mapping[str, Any]) -> str:
         """The raw answer, from the cache or else from the endpoint; in the cache before anybody reads it."""
-        key = canonical_hash(self._endpoint.address, body)
+        key = canonical_hash(self._endpoint.identity, body)
         known = self._cache.get(key)
         if known is not None:
             return known
@@ -232,11 +279,14 @@ class Client:
         self._cache.close()
 
 
-def make_client(config: LlmConfig, folder: Path) -> Client:
+def make_client(config: LlmConfig, folder: Path, models: Path) -> Client:
     """The client of a study, its answers kept in `folder`; the key comes from the environment variable LINEUP_LLM_KEY.
 
-    Raises LineupError, which does not show it, for a key that cannot be one.
+    Local models in pieces are joined in `models`. Raises LineupError, which does not show it, for a key that cannot be
+    one, and where a local model cannot be found.
     """
+    if config.endpoint == LOCAL:
+        return Client(config, folder, "", llama=Llama(config.model, models, config.concurrency))
     key = os.environ.get(KEY, "").strip()
     if not re.fullmatch(r"[A-Za-z0-9._~+/=:-]*", key):  # the alphabet of bearer tokens (RFC 6750), and colons
         raise LineupError(f"{KEY} holds characters that no key has, such as spaces or quotes: set it to the key alone.")

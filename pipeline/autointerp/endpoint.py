@@ -10,6 +10,7 @@ import httpx
 
 from pipeline.autointerp.answers import body_of
 from pipeline.errors import LineupError
+from pipeline.llama import LOCAL, Llama
 
 KEY = "LINEUP_LLM_KEY"
 SHORTEST_KEY = 8
@@ -43,16 +44,21 @@ class TransientError(RequestError):
 
 
 class Endpoint:
-    """`address`/chat/completions; the key is sent, and taken out of everything that comes back."""
+    """`address`/chat/completions; the key is sent, and taken out of everything that comes back.
 
-    def __init__(self, address: str, key: str, timeout_seconds: float, clock: Callable[[], float]) -> None:
-        self.address = address.rstrip("/")
+    `identity` is what answers are kept by.
+    """
+
+    def __init__(
+        self, address: str, key: str, timeout_seconds: float, clock: Callable[[], float], *, proxies: bool = True
+    ) -> None:
+        self.address = self.identity = address.rstrip("/")
         self._secret = _spellings(key) if len(key) >= SHORTEST_KEY else None
         self._key_is_set = bool(key)
         self._timeout = timeout_seconds
         self._clock = clock
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(headers=headers, timeout=timeout_seconds)
+        self._http = httpx.Client(headers=headers, timeout=timeout_seconds, trust_env=proxies)
 
     def post(self, body: Mapping[str, Any]) -> str:
         """The raw answer, whole; raises TransientError, RequestError, and LineupError where no request would do."""
@@ -70,7 +76,7 @@ class Endpoint:
     def _exchange(self, body: Mapping[str, Any]) -> tuple[int, httpx.Headers, str]:
         deadline = self._clock() + self._timeout
         content = bytearray()
-        with self._http.stream("POST", f"{self.address}/chat/completions", json=body) as response:
+        with self._http.stream("POST", f"{self._place()}/chat/completions", json=body) as response:
             for chunk in response.iter_bytes():
                 content += chunk
                 if self._clock() > deadline:  # one that sends a byte now and then never times out by itself
@@ -78,6 +84,9 @@ class Endpoint:
                 if len(content) > LARGEST_BODY:
                     raise RequestError(f"the answer has more than {LARGEST_BODY} bytes")
         return response.status_code, response.headers, self._without_key(content.decode(errors="replace"))
+
+    def _place(self) -> str:
+        return self.address
 
     def _check(self, status: int, headers: httpx.Headers, raw: str) -> None:
         """Raise for everything but a whole answer."""
@@ -106,6 +115,25 @@ class Endpoint:
     def close(self) -> None:
         """Let go of the connections."""
         self._http.close()
+
+
+class LocalEndpoint(Endpoint):
+    """llama.cpp's server on this machine, which the first request starts."""
+
+    def __init__(self, llama: Llama, timeout_seconds: float, clock: Callable[[], float]) -> None:
+        super().__init__(LOCAL, "", timeout_seconds, clock, proxies=False)
+        self.identity = llama.identity
+        self._llama = llama
+
+    def _place(self) -> str:
+        found = self._llama.address()
+        self._http.headers["Authorization"] = f"Bearer {found.key}"
+        return found.url
+
+    def close(self) -> None:
+        """End the server too."""
+        super().close()
+        self._llama.close()
 
 
 def _spellings(key: str) -> re.Pattern[str]:

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +26,18 @@ ONE_POINT = "no log-probs: one operating point"
 """Remark on an AUROC that comes from answers of zero and one alone."""
 
 
-Explained: TypeAlias = tuple[str, Pool]
-"""An explainer, and what it explained from."""
+class Explained(NamedTuple):
+    """Explanations: by whom, from what, and whether latents got each other's."""
+
+    explainer: str
+    explain_from: Pool
+    shuffled: bool = False
+
+    def scored(self, scorer: str, score_on: Pool) -> ScoreKey:
+        """What their scores are known by."""
+        return ScoreKey(self.explainer, self.explain_from, scorer, score_on, self.shuffled)
+
+
 Texts: TypeAlias = Mapping[int, str]
 """Explanations, by the latent's place in the sample; one that failed is not there."""
 
@@ -57,13 +67,14 @@ def judged(
         (scorer.name, score_on): scorer.ask(examples.with_both(), derive_seed(seed, scorer.name))
         for scorer, (score_on, examples) in itertools.product(scorers, split.score.items())
     }
+    each = 1 if client.gives_probabilities else config.llm.examples_per_prompt
     sheets = [
         sheet
-        for (explainer, explain_from), own in texts.items()
+        for explained, own in texts.items()
         for scorer, score_on in itertools.product(scorers, split.score)
-        for key in [ScoreKey(explainer, explain_from, scorer.name, score_on)]
+        for key in [explained.scored(scorer.name, score_on)]
         for latent, text in own.items()
-        for sheet in _sheets(key, scorer, latent, text, asked[scorer.name, score_on], vocabulary, config, seed)
+        for sheet in _sheets(key, scorer, latent, text, asked[scorer.name, score_on], vocabulary, each, seed)
     ]
     answers = client.ask_all([sheet.prompt for sheet in sheets], advance)
     found: dict[ScoreKey, list[tuple[Sheet, Answer]]] = {}
@@ -79,41 +90,62 @@ def _sheets(
     text: str,
     asked: Asked,
     vocabulary: Sequence[str],
-    config: AutointerpConfig,
+    each: int,
     seed: int,
 ) -> list[Sheet]:
     """One latent's prompts: its contexts in random order, those of one turn together."""
     generator = numpy_generator(seed, scorer.name, "order", latent)
     rows = generator.permutation(asked.rows_of(latent))
-    sheets, each = [], config.llm.examples_per_prompt
+    sheets = []
     for turn in np.unique(asked.turn[rows]):
         own = rows[asked.turn[rows] == turn]
         for start in range(0, len(own), each):
             part = own[start : start + each]
-            prompt = prompts.judge(scorer.question, text, asked.tokens[part], asked.marked[part], vocabulary)
+            shown = [prompts.excerpt(asked.tokens[row], asked.marked[row], vocabulary) for row in part]
+            prompt = (
+                prompts.judge_one(scorer.question, text, shown[0])
+                if each == 1
+                else prompts.judge_several(scorer.question, text, shown)
+            )
             sheets.append(Sheet(key, latent, part, prompt))
     return sheets
 
 
 def _scores(key: ScoreKey, config: AutointerpConfig, asked: Asked, sheets: Sequence[tuple[Sheet, Answer]]) -> pa.Table:
     """A latent has a score when all of its prompts were answered: what is refused is not refused at random."""
-    said, probable = np.full(len(asked.latent), np.nan), np.full(len(asked.latent), np.nan)
+    yes = np.full(len(asked.latent), np.nan)
     failures: dict[int, list[str]] = {}
     for sheet, answer in sheets:
-        digits = None if answer.text is None else prompts.read_answers(answer.text, len(sheet.rows))
-        if digits is None:
-            failures.setdefault(sheet.latent, []).append(answer.reason or prompts.unread(answer.text or ""))
-            continue
-        said[sheet.rows] = [digit for digit, _ in digits]
-        probable[sheet.rows] = prompts.read_probabilities(digits, answer.tokens) or np.nan
+        try:
+            yes[sheet.rows] = _said(sheet.prompt, answer)
+        except UnreadError as error:
+            failures.setdefault(sheet.latent, []).append(str(error))
     latents = np.unique([sheet.latent for sheet, _ in sheets])
-    without = np.unique(asked.latent[np.isnan(probable)])
     kept = ~np.isin(asked.latent, list(failures)) & np.isin(asked.latent, latents)
-    yes = np.where(np.isin(asked.latent, without), said, probable)
     verdict = score(Rated(asked.latent[kept], yes[kept], asked.truth[kept]))
-    remarks = [ONE_POINT if latent in without else "" for latent in verdict.latent]
+    remark = ONE_POINT if any(sheet.prompt.form == "list" for sheet, _ in sheets) else ""
     failed = _failed(key, config, asked, sheets, failures)
-    return pa.concat_tables([scores_table(key, config, verdict, remarks), failed])
+    return pa.concat_tables([scores_table(key, config, verdict, [remark] * len(verdict.latent)), failed])
+
+
+class UnreadError(Exception):
+    """An answer that says neither yes nor no, and why."""
+
+
+def _said(prompt: prompts.Prompt, answer: Answer) -> list[float] | list[int]:
+    """What the answer gives to yes for each context of its prompt."""
+    if prompt.form == "yes_no" and answer.likeliest:
+        yes, no = prompts.yes_and_no(answer.likeliest)
+        if not yes + no > 0:
+            words = ", ".join(repr(token) for token in list(answer.likeliest)[:3])
+            raise UnreadError(f"neither yes nor no among the {len(answer.likeliest)} likeliest tokens: {words}, …")
+        return [yes / (yes + no)]
+    if answer.text is None or prompt.form == "yes_no":
+        raise UnreadError(answer.reason or "unparsed: no log-probs")
+    digits = prompts.read_answers(answer.text, prompt.answers)
+    if digits is None:
+        raise UnreadError(prompts.TOO_LONG if answer.cut else prompts.unread(answer.text))
+    return digits
 
 
 def _failed(

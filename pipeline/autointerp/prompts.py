@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,21 +11,25 @@ from numpy.typing import NDArray
 LONGEST = 1000
 """Characters of an explanation that are kept."""
 
+Form: TypeAlias = Literal["line", "yes_no", "list"]
+"""What is wanted: a line of text; the probabilities of yes and no as the first word; a list of zeros and ones."""
+
 
 class Prompt(NamedTuple):
-    """One question to the model."""
+    """One question to the model. What many questions share comes first, so that servers can keep it."""
 
     system: str
     user: str
-    answers: int
-    """How many zeros and ones it is to answer with; 0 asks for words."""
+    form: Form
+    answers: int = 1
+    """How many zeros and ones a list is to have."""
 
 
-class Token(NamedTuple):
-    """A token of an answer and the log-probabilities of the likeliest tokens in its place, itself among them."""
+class Question(NamedTuple):
+    """The same question about one excerpt and about several."""
 
-    text: str
-    alternatives: dict[str, float]
+    one: str
+    several: str
 
 
 EXPLAIN = """\
@@ -34,20 +38,27 @@ are given excerpts in which it is not zero. The tokens on which it is strong sta
 excerpt they are listed with their level, from 1 (weak) to 10 (its strongest here). Find out what these tokens, or \
 the words around them, have in common that would let somebody tell on which tokens of other texts the latent is \
 active. If it is a matter of single tokens or of spelling, say so plainly; claim no more than the excerpts show. \
-Think briefly if you need to, then end with one line of at most 40 words that begins with EXPLANATION:"""
+Answer with one line of at most 40 words: the explanation and nothing else."""
+EXPLANATION = "Explanation:"
+"""How the question ends, and what some answers begin with."""
 
-DETECTION = """\
-You are given a description of the tokens on which one latent of a sparse autoencoder is active, and numbered \
-excerpts of text. For each excerpt decide whether the latent is active on any of its tokens."""
-
-FUZZING = """\
-You are given a description of the tokens on which one latent of a sparse autoencoder is active, and numbered \
-excerpts of text in which some tokens stand between « and ». For each excerpt decide whether the marked tokens are \
-those on which the latent is active; they may have been marked wrongly."""
-
-ANSWER = """\
+GIVEN = "You are given a description of the tokens on which one latent of a sparse autoencoder is active, and "
+YES_NO = " Answer with one word, yes or no."
+ANSWER = "Answer (yes or no):"
+LIST = """\
  Answer with the JSON object {"answers": [...]} and nothing else: a list of %d numbers in the order of the excerpts, \
 1 for yes and 0 for no."""
+
+DETECTION = Question(
+    f"{GIVEN}an excerpt of text. Decide whether the latent is active on any of its tokens.",
+    f"{GIVEN}numbered excerpts of text. For each excerpt decide whether the latent is active on any of its tokens.",
+)
+FUZZING = Question(
+    f"{GIVEN}an excerpt of text in which some tokens stand between « and ». Decide whether the marked tokens are those"
+    " on which the latent is active; they may have been marked wrongly.",
+    f"{GIVEN}numbered excerpts of text in which some tokens stand between « and ». For each excerpt decide whether the"
+    " marked tokens are those on which the latent is active; they may have been marked wrongly.",
+)
 
 
 def explain(
@@ -59,23 +70,19 @@ def explain(
     for number, (row, marks, level) in enumerate(zip(tokens, marked, levels, strict=True), start=1):
         listed = ", ".join(f"{_clean(vocabulary[row[at]]).strip()} {level[at]}" for at in np.flatnonzero(marks))
         parts.append(f"Excerpt {number}: {excerpt(row, marks, vocabulary)}\nLevels: {listed}")
-    return Prompt(EXPLAIN, "\n\n".join(parts), 0)
+    return Prompt(EXPLAIN, "\n\n".join([*parts, EXPLANATION]), "line")
 
 
-def judge(
-    question: str,
-    explanation: str,
-    tokens: NDArray[np.int32],
-    marked: NDArray[np.bool_],
-    vocabulary: Sequence[str],
-) -> Prompt:
-    """Put a question about each of these contexts ([example, position]) to an explanation."""
-    parts = [
-        f"Excerpt {number}: {excerpt(row, marks, vocabulary)}"
-        for number, (row, marks) in enumerate(zip(tokens, marked, strict=True), start=1)
-    ]
-    text = "\n\n".join([f"Description: {explanation}", *parts])
-    return Prompt(question + ANSWER % len(tokens), text, len(tokens))
+def judge_one(question: Question, explanation: str, text: str) -> Prompt:
+    """Put a question about one excerpt to an explanation."""
+    return Prompt(question.one + YES_NO, f"Description: {explanation}\n\nExcerpt: {text}\n\n{ANSWER}", "yes_no")
+
+
+def judge_several(question: Question, explanation: str, texts: Sequence[str]) -> Prompt:
+    """Put a question about each of these excerpts to an explanation."""
+    parts = [f"Excerpt {number}: {text}" for number, text in enumerate(texts, start=1)]
+    user = "\n\n".join([f"Description: {explanation}", *parts])
+    return Prompt(question.several + LIST % len(texts), user, "list", len(texts))
 
 
 def excerpt(tokens: NDArray[np.int32], marked: NDArray[np.bool_], vocabulary: Sequence[str]) -> str:
@@ -95,45 +102,61 @@ def _clean(text: str) -> str:
     return text.replace("\n", "\\n").replace("\r", "\\r").replace("«", "‹").replace("»", "›")
 
 
-def read_explanation(answer: str) -> str | None:
-    """The last line that begins with EXPLANATION:, None where there is none."""
-    found = re.findall(r"^[ \t*#]*EXPLANATION:[ \t*]*(\S.*?)[ \t*]*$", answer, flags=re.MULTILINE)
-    return found[-1][:LONGEST] if found else None
+class Explanation(NamedTuple):
+    """What an answer explains; `text` is None where that is nothing, and `reason` says why, or what was cut off."""
+
+    text: str | None
+    reason: str = ""
 
 
-LIST = re.compile(r"\[\s*[01]\s*(?:,\s*[01]\s*)*\]")
+TOO_LONG = "too long: the answer did not end within autointerp.llm.max_tokens"
 
 
-def read_answers(answer: str, count: int) -> list[tuple[int, int]] | None:
-    """The zeros and ones, and their places in the text: the last list of them if it has the right length."""
-    found = list(LIST.finditer(answer))
-    if not found:
-        return None
-    digits = [(int(answer[at]), at) for at in range(found[-1].start(), found[-1].end()) if answer[at] in "01"]
+def read_explanation(answer: str, cut: bool) -> Explanation:
+    """The first line that says something, thoughts left out. One that was cut off counts as far as its last whole
+    sentence, and says so.
+    """
+    lines = answer.rpartition("</think>")[2].splitlines()
+    for number, line in enumerate(lines, start=1):
+        text = re.sub(rf"^\W*{EXPLANATION}", "", line.strip(), flags=re.IGNORECASE).strip(" \t*#")
+        if not re.search(r"\w", text):
+            continue
+        if REFUSAL.match(text):
+            return Explanation(None, "refused")
+        if not (cut and number == len(lines)) and len(text) <= LONGEST:
+            return Explanation(text)
+        whole = _whole_sentences(text[:LONGEST])
+        return Explanation(whole, "cut off at the end of a sentence") if whole else Explanation(None, TOO_LONG)
+    return Explanation(None, TOO_LONG if cut else unread(answer))
+
+
+def _whole_sentences(text: str) -> str:
+    """A text up to the end of its last whole sentence; empty where it has none."""
+    found = re.match(r".*[.!?][\"'”’)]*(?=\s|$)", text)
+    return found[0] if found else ""
+
+
+ZEROS_AND_ONES = re.compile(r"\[\s*[01]\s*(?:,\s*[01]\s*)*\]")
+
+
+def read_answers(answer: str, count: int) -> list[int] | None:
+    """The zeros and ones: the last list of them if it has the right length."""
+    found = ZEROS_AND_ONES.findall(answer)
+    digits = [int(digit) for digit in re.findall("[01]", found[-1])] if found else []
     return digits if len(digits) == count else None
 
 
-def read_probabilities(digits: Sequence[tuple[int, int]], tokens: Sequence[Token]) -> list[float] | None:
-    """P(1) / (P(1) + P(0)) at each digit, None unless every digit is a token of its own with its alternatives."""
-    ends = np.cumsum([len(token.text) for token in tokens])
-    found = []
-    for digit, at in digits:
-        place = int(np.searchsorted(ends, at, side="right"))
-        if place >= len(tokens) or _digit(tokens[place].text) != str(digit) or not tokens[place].alternatives:
-            return None
-        weight = {"0": 0.0, "1": 0.0}
-        for text, log_probability in tokens[place].alternatives.items():
-            if _digit(text) in weight:
-                weight[_digit(text)] += math.exp(log_probability)
-        if not sum(weight.values()) > 0:
-            return None
-        found.append(weight["1"] / sum(weight.values()))
-    return found
+def yes_and_no(likeliest: Mapping[str, float]) -> tuple[float, float]:
+    """P(yes) and P(no), from the log-probabilities of the likeliest tokens; case and space around them do not matter.
 
-
-def _digit(text: str) -> str:
-    """What is left of a token without the list's punctuation."""
-    return text.strip(" ,[]\n")
+    One that is not among them counts as zero.
+    """
+    weight = {"yes": 0.0, "no": 0.0}
+    for token, log_probability in likeliest.items():
+        word = token.strip().casefold()
+        if word in weight:
+            weight[word] += math.exp(log_probability)
+    return weight["yes"], weight["no"]
 
 
 REFUSAL = re.compile(

@@ -66,11 +66,13 @@ class ScoreKey(NamedTuple):
     explain_from: Pool
     scorer: str
     score_on: Pool
+    shuffled: bool = False
+    """Whether it is another latent's: the floor of a score."""
 
 
 SCORES = pa.schema(
-    [("latent", pa.int64()), *((name, pa.string()) for name in ScoreKey._fields)]
-    + [("split_by", pa.string()), ("examples", pa.int32())]
+    [("latent", pa.int64()), *((name, pa.string()) for name in ScoreKey._fields[:-1])]
+    + [("shuffled", pa.bool_()), ("split_by", pa.string()), ("examples", pa.int32())]
     + [(name, pa.float64()) for name in ("auroc", "balanced_accuracy", "f1", "auprc")]
     + [("positives", pa.int64()), ("negatives", pa.int64()), ("status", pa.string()), ("reason", pa.string())]
 )

@@ -71,10 +71,13 @@ def explain_and_score_sample(
     explanations = [EXPLANATIONS.empty_table()]
     for explain_from, shown in split.explain.items():
         if "lexical" in config.explainers:
-            texts["lexical", explain_from] = _learnt(explained, explain_from, chosen)
+            texts[Explained("lexical", explain_from)] = _learnt(explained, explain_from, chosen)
         if "llm" in config.explainers:
-            rows, texts["llm", explain_from] = _explain(len(chosen), explain_from, shown, tools, config, advance)
+            rows, own = _explain(len(chosen), explain_from, shown, tools, config, advance)
+            texts[Explained("llm", explain_from)] = own
             explanations.append(rows)
+    if config.floor:
+        texts |= {key._replace(shuffled=True): exchanged(own, fired.count[chosen]) for key, own in texts.items()}
     tables = [SCORES.empty_table(), *_embedding_scores(texts, split, tools, config, advance)]
     scorers = [row for row in (SCORERS[name] for name in config.scorers) if isinstance(row, LlmScorer)]
     if scorers:
@@ -89,6 +92,19 @@ def _learnt(explained: pa.Table, explain_from: Pool, chosen: Ints) -> Texts:
     own = explained.filter(pa.compute.equal(explained["explain_from"], explain_from))
     known = dict(zip(own["latent"].to_pylist(), own["text"].to_pylist(), strict=True))
     return {place: known[latent] for place, latent in enumerate(chosen.tolist())}
+
+
+def exchanged(texts: Texts, firings: Ints) -> Texts:
+    """Each latent's explanation replaced by that of another, whose number of firings is next to its own: they are
+    exchanged in pairs, or three in a ring. Empty where there are fewer than two.
+    """
+    order = sorted(texts, key=lambda place: (firings[place], place))
+    if len(order) < 2:
+        return {}
+    last = len(order) - (3 if len(order) % 2 else 2)
+    rings = [order[start : start + 2] for start in range(0, last, 2)] + [order[last:]]
+    found = {place: texts[other] for ring in rings for place, other in zip(ring, ring[1:] + ring[:1], strict=True)}
+    return dict(sorted(found.items()))
 
 
 def sample_latents(explained: pa.Table, count: int, seed: int) -> Ints:
@@ -129,8 +145,9 @@ def _explain(
     asked = [explain_prompt(examples, place, tools.vocabulary, config.llm.explain_examples) for place in range(count)]
     texts, rows = {}, []
     for place, answer in enumerate(tools.model.ask_all(asked, advance)):
-        text = None if answer.text is None else prompts.read_explanation(answer.text)
-        reason = answer.reason if answer.text is None or text else prompts.unread(answer.text)
+        text, reason = (
+            (None, answer.reason) if answer.text is None else prompts.read_explanation(answer.text, answer.cut)
+        )
         if text:
             texts[place] = text
         status = "ok" if text else "failed"
@@ -156,7 +173,7 @@ def _embedding_scores(
         examples = drawn.with_both()
         silent = np.zeros(examples.tokens.shape[1], dtype=bool)
         contexts = np.array([prompts.excerpt(row, silent, tools.vocabulary) for row in examples.tokens], dtype=object)
-        for (explainer, explain_from), own in texts.items():
+        for explained, own in texts.items():
             yes = np.full(len(contexts), np.nan)
             for done, (place, text) in enumerate(own.items(), start=1):
                 rows = np.flatnonzero(examples.latent == place)
@@ -167,23 +184,24 @@ def _embedding_scores(
             verdict = score(Rated(examples.latent[kept], yes[kept], examples.active[kept]))
             none = np.full(len(verdict.latent), np.nan)
             verdict = replace(verdict, balanced_accuracy=none, f1=none)
-            tables.append(scores_table(ScoreKey(explainer, explain_from, name, score_on), config, verdict))
+            tables.append(scores_table(explained.scored(name, score_on), config, verdict))
     return tables
 
 
 def _missing(scores: pa.Table, texts: Mapping[Explained, Texts], count: int, config: AutointerpConfig) -> pa.Table:
     """Rows for what was not scored, with the reason."""
+    lacks = {False: "no explanation", True: "no explanation of another latent"}
     columns = [scores[name].to_pylist() for name in (*ScoreKey._fields, "latent")]
     there = set(zip(*columns, strict=True))
     rows = [
         key._asdict()
         | {"latent": place, "split_by": config.split_by, "examples": config.examples, "positives": 0, "negatives": 0}
         | {"status": "not_applicable"}
-        | {"reason": "no unseen contexts of both kinds" if place in own else "no explanation"}
-        for (explainer, explain_from), own in texts.items()
+        | {"reason": "no unseen contexts of both kinds" if place in own else lacks[explained.shuffled]}
+        for explained, own in texts.items()
         for name, score_on in itertools.product(config.scorers, config.score_on)
         if SCORERS[name].kind != "lexical"
-        for key in [ScoreKey(explainer, explain_from, name, score_on)]
+        for key in [explained.scored(name, score_on)]
         for place in range(count)
         if (*key, place) not in there
     ]

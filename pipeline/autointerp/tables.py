@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import llama
 from pipeline.autointerp import prompts
 from pipeline.autointerp.embedding import model_folder
 from pipeline.autointerp.examples import Examples
@@ -51,7 +52,7 @@ class LlmScorer(Scorer):
     """One that a language model answers: what it is shown, made from examples and a seed, and what it is asked."""
 
     ask: Callable[[Examples, int], Asked]
-    question: str
+    question: prompts.Question
 
 
 EXPLAINERS: dict[str, Explainer] = {
@@ -198,20 +199,23 @@ def check_scorers(config: AutointerpConfig) -> None:
 
 def _check_llm(config: AutointerpConfig) -> None:
     llm = config.llm
+    if llm.explain_examples > config.examples // 2:
+        raise LineupError(
+            f"autointerp.llm.explain_examples {llm.explain_examples} is more than half of autointerp.examples"
+            f" {config.examples}: the other half is kept for scoring."
+        )
+    if llm.endpoint == llama.LOCAL:
+        llama.find(llm.model)
+        return
     if not llm.model or not llm.endpoint.startswith(("http://", "https://")):
         raise LineupError(
             f"A language model is asked for: set autointerp.llm.model (found '{llm.model}') and .endpoint, such as"
-            f" http://127.0.0.1:8080/v1 (found '{llm.endpoint}')."
+            f" http://127.0.0.1:8080/v1, or `local` for one on this machine (found '{llm.endpoint}')."
         )
     if "@" in llm.endpoint or "?" in llm.endpoint:
         raise LineupError(
             "autointerp.llm.endpoint holds '@' or '?', where keys are sometimes put, and it is stored with the study:"
             " give the address alone, and the key in LINEUP_LLM_KEY."
-        )
-    if llm.explain_examples > config.examples // 2:
-        raise LineupError(
-            f"autointerp.llm.explain_examples {llm.explain_examples} is more than half of autointerp.examples"
-            f" {config.examples}: the other half is kept for scoring."
         )
 
 

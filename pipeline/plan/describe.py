@@ -5,8 +5,9 @@ from pathlib import Path
 
 from pipeline.checks import check_model, check_names
 from pipeline.config import Study
+from pipeline.llama import LOCAL
 from pipeline.models.shapes import Shape, shape_of
-from pipeline.plan.forecast import ANSWER_SECONDS, BYTES_A_SECOND, Line, Plan, plan
+from pipeline.plan.forecast import ANSWER_SECONDS, BYTES_A_SECOND, LOCAL_SPEED, Line, Plan, plan
 from pipeline.plan.machines import Machine, gpu_machine, this_machine
 
 
@@ -32,7 +33,7 @@ def render(study: Study, plans: Sequence[Plan]) -> str:
         _times(plans),
         _table([row for one in plans for row in _sizes(one, with_disk=one is first)]),
         _asking(study, first),
-        _assumed(plans),
+        _assumed(study, plans),
         [f"Warning: {text}" for text in first.warnings],
     ]
     return "\n\n".join("\n".join(part) for part in parts if part)
@@ -89,16 +90,16 @@ def _asking(study: Study, plan: Plan) -> list[str]:
     asked, settings = plan.asked, study.autointerp.llm
     if not asked.prompts:
         return ["No language model is asked."]
+    tokens = f"{_large(asked.prompt_tokens)} prompt tokens, {_large(asked.answer_tokens)} answer tokens"
+    if settings.endpoint == LOCAL:
+        return [f"{settings.model}, on this machine, is asked at most {_count(asked.prompts, 'time')}: {tokens}."]
     cost = f"cost {asked.cost:,.2f} at {settings.price_in:g} and {settings.price_out:g} a million tokens"
     if not (settings.price_in or settings.price_out):
         cost = "for the cost set autointerp.llm.price_in and price_out"
-    return [
-        f"The language model is asked at most {_count(asked.prompts, 'time')}: {_large(asked.prompt_tokens)} prompt"
-        f" tokens, {_large(asked.answer_tokens)} answer tokens; {cost}."
-    ]
+    return [f"The language model is asked at most {_count(asked.prompts, 'time')}: {tokens}; {cost}."]
 
 
-def _assumed(plans: Sequence[Plan]) -> list[str]:
+def _assumed(study: Study, plans: Sequence[Plan]) -> list[str]:
     lines = [f"{one.machine.name}: {_large(one.machine.speed)}FLOP/s, {one.machine.origin}" for one in plans]
     lines += [f"beside {one.machine.name}: {one.machine.cores} cores" for one in plans[1:]]
     lines += [
@@ -107,7 +108,9 @@ def _assumed(plans: Sequence[Plan]) -> list[str]:
         "not counted: downloads, and writing the database while the study runs (up to a sixth of the time)",
     ]
     if plans[0].asked.prompts:
-        lines.append(f"an answer takes {ANSWER_SECONDS:g} s, and enough latents qualify everywhere")
+        local = f"a local language model runs at {_large(LOCAL_SPEED)}FLOP/s on a core"
+        answers = local if study.autointerp.llm.endpoint == LOCAL else f"an answer takes {ANSWER_SECONDS:g} s"
+        lines.append(f"{answers}, and enough latents qualify everywhere")
     return ["assumed", *(f"  {line}" for line in lines)]
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from pipeline import llama
 from pipeline.autointerp.estimate import Estimate
 from pipeline.config import Study
 from pipeline.latents.codes import NONZERO
@@ -15,6 +16,12 @@ BYTES_A_SECOND = 1e9
 """To and from files: an assumption, an ordinary SSD."""
 ANSWER_SECONDS = 2.0
 """Between a prompt and its answer: an assumption."""
+
+
+LOCAL_SPEED = 30e9
+"""FLOP a second of llama.cpp on a core, as its package comes: measured with the model of the demo."""
+LOCAL_BYTES = 0.7
+"""Of a file, for each parameter: most weights have four bits, some have more."""
 
 
 class Line(NamedTuple):
@@ -66,7 +73,7 @@ def plan(study: Study, shapes: Sequence[Shape], machine: Machine) -> Plan:
         gpu_memory=tuple(Line(what, size) for what, size, gpu in held if gpu and machine.gpu_memory),
         disk=tuple(_disk(works)),
         asked=asked,
-        answer_seconds=_waiting(study, asked),
+        answer_seconds=_waiting(study, asked, machine),
         warnings=tuple(_warnings(works)),
     )
 
@@ -95,13 +102,18 @@ def _asked(works: Sequence[Work]) -> Estimate:
     return Estimate(
         prompts=sum(count * one.prompts for count, one in each),
         prompt_tokens=sum(count * one.prompt_tokens for count, one in each),
+        new_tokens=sum(count * one.new_tokens for count, one in each),
         answer_tokens=sum(count * one.answer_tokens for count, one in each),
         cost=sum(count * one.cost for count, one in each),
     )
 
 
-def _waiting(study: Study, asked: Estimate) -> float:
+def _waiting(study: Study, asked: Estimate, machine: Machine) -> float:
     settings = study.autointerp.llm
+    if asked.prompts and settings.endpoint == llama.LOCAL:
+        parameters = sum(piece.stat().st_size for piece in llama.find(settings.model)) / LOCAL_BYTES
+        flops = 2 * parameters * (asked.new_tokens + asked.answer_tokens)
+        return flops / (LOCAL_SPEED * min(machine.cores, llama.MOST_THREADS))
     waits = [asked.prompts * ANSWER_SECONDS / settings.concurrency]
     if settings.requests_per_minute:
         waits.append(60 * asked.prompts / settings.requests_per_minute)

@@ -227,6 +227,13 @@ def test_tier_4_shows_rounded_numbers_and_no_failure_as_a_text(study: Study) -> 
     assert (failed.explanation, failed.scores) == (None, ())
 
 
+def test_tier_4_shows_no_score_of_another_latents_explanation(folder: Path, tmp_path: Path) -> None:
+    floor = "INSERT INTO scores SELECT * REPLACE (true AS shuffled, 0.5 AS auroc) FROM scores"
+    own = own_design(tier=4, contexts=3)
+    with opened(folder) as before, opened(changed(folder, tmp_path, floor)) as after:
+        assert build(after.reader, 0, 5, own, Random(0)) == build(before.reader, 0, 5, own, Random(0))
+
+
 def test_logit_tokens_are_texts_in_their_order(study: Study) -> None:
     shown = build(study.reader, 0, 5, own_design(tier=3), Random(0))
     row = study.reader.row("SELECT tokens FROM logit_effects WHERE sae = 0 AND latent = 5 AND sign = 1")

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from app import aggregates
 from app.db import Row
 from app.main import create_app
+from app.report import write_report
 from app.settings import Settings
 from app.studies import Studies
 
@@ -69,13 +70,13 @@ def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
         connection.execute("INSERT INTO variants VALUES ('v', 0)")
         connection.execute(
             "CREATE TABLE scores (sae INTEGER, explainer VARCHAR, scorer VARCHAR, explain_from VARCHAR,"
-            " score_on VARCHAR, split_by VARCHAR, examples INTEGER, auroc DOUBLE,"
-            " balanced_accuracy DOUBLE, f1 DOUBLE, auprc DOUBLE)"
+            " score_on VARCHAR, split_by VARCHAR, examples INTEGER, shuffled BOOLEAN,"
+            " auroc DOUBLE, balanced_accuracy DOUBLE, f1 DOUBLE, auprc DOUBLE)"
         )
         values = [[sae, float(x)] for sae in range(300) for x in rng.exponential(size=40)]
         connection.execute("INSERT INTO saes SELECT range, 0, 'v' FROM range(300)")
         connection.executemany(
-            "INSERT INTO scores VALUES (?, 'e', 's', 'random', 'random', 'window', 40, ?, 0, 0, 0)", values
+            "INSERT INTO scores VALUES (?, 'e', 's', 'random', 'random', 'window', 40, false, ?, 0, 0, 0)", values
         )
 
         class Plain:
@@ -95,3 +96,57 @@ def test_the_overview_shows_them_folded(database: Path) -> None:
     assert '<details id="all-scores">' in page
     assert "none has a score" in page
     assert "nan" not in page.partition('id="all-scores"')[2].partition("</details>")[0].lower().replace("nance", "")
+
+
+# ---- the floor ----
+
+
+@pytest.fixture(scope="module")
+def floored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every latent's detection was also scored with another's explanation, half as well; the last SAE's failed."""
+    path = tmp_path_factory.mktemp("floor") / "small.duckdb"
+    write_small_study(path)
+    with duckdb.connect(str(path)) as connection:
+        connection.execute(
+            """INSERT INTO scores SELECT * REPLACE (true AS shuffled, auroc / 2 AS auroc) FROM scores
+               WHERE scorer = 'detection' AND sae < (SELECT max(sae) FROM saes)"""
+        )
+        connection.execute(
+            """INSERT INTO scores SELECT * REPLACE (true AS shuffled, NULL AS auroc, 'failed' AS status, 'refused' AS
+               reason) FROM scores WHERE scorer = 'detection' AND sae = (SELECT max(sae) FROM saes)"""
+        )
+    return path
+
+
+def test_the_floor_stands_beside_the_score_and_in_no_other_number(
+    floored: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    plain = tmp_path_factory.mktemp("plain") / "small.duckdb"
+    write_small_study(plain)
+    with (
+        Studies([plain], query_seconds=10).open("small") as before,
+        Studies([floored], query_seconds=10).open("small") as after,
+    ):
+        without, found = (aggregates.scores(study.reader, study.numbers) for study in (before, after))
+        failed = {row["what"]: row["failed"] for row in aggregates.outcomes(after.reader)}
+    floors = ("floor", "floor_low", "floor_high")
+    assert all(row[name] is None for row in without for name in floors)
+    assert [{**row, **dict.fromkeys(floors)} for row in found] == without
+    last = max(row["sae"] for row in found)
+    for row in found:
+        halves = [row[name] / 2 for name in ("median", "low", "high")]
+        expected = halves if row["scorer"] == "detection" and row["sae"] < last else [None] * 3
+        assert [row[name] for name in floors] == (pytest.approx(expected) if expected[0] else expected)
+    assert failed["detection, floor"] > 0 == failed["detection"]
+
+
+def test_pages_and_the_report_show_the_floor_beside_the_score(floored: Path, database: Path, tmp_path: Path) -> None:
+    with TestClient(create_app(Settings(paths=(floored,)))) as client:
+        page = client.get("/s/small").text.partition('id="all-scores"')[2]
+        latent = client.get("/s/small/latent/trained/1/4").text
+    assert '<th scope="col" class="num">Floor</th>' in page
+    assert latent.count(">floor</abbr>") == 1
+    with TestClient(create_app(Settings(paths=(database,)))) as client:
+        assert "Floor" not in client.get("/s/small").text
+    write_report(floored, tmp_path / "report.html")
+    assert '<th scope="col" class="num">Floor</th>' in (tmp_path / "report.html").read_text(encoding="utf-8")

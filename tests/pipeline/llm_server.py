@@ -113,31 +113,46 @@ def echoes_headers(code: int) -> Behaviour:
 
 def excerpts(body: Body) -> list[str]:
     """Those of a prompt."""
-    return re.findall(r"^Excerpt \d+: (.*)$", body["messages"][-1]["content"], flags=re.MULTILINE)
+    return re.findall(r"^Excerpt(?: \d+)?: (.*)$", body["messages"][-1]["content"], flags=re.MULTILINE)
+
+
+def question(body: Body) -> str:
+    """The user's part of a prompt."""
+    return str(body["messages"][-1]["content"])
+
+
+def explains(body: Body) -> bool:
+    """Whether an explanation is asked for."""
+    return question(body).endswith("Explanation:")
 
 
 def good(rule: Rule, explanation: str = "cats", *, logprobs: bool = True) -> Behaviour:
     """A model that follows the instructions, judges excerpts by a rule, and gives log-probabilities if asked to."""
 
     def behave(handler: Handler, body: Body) -> None:
-        prompt = "\n".join(message["content"] for message in body["messages"])
-        if "EXPLANATION:" in prompt:
-            handler.reply(200, completion(f"Let me see.\nEXPLANATION: {explanation}"))
-            return
         chances = [rule(excerpt) for excerpt in excerpts(body)] or [0.9]
-        tokens = [_token('{"answers":', {}), _token(" [", {})]
-        for number, chance in enumerate(chances):
-            digit = "1" if chance >= 0.5 else "0"
-            tokens.append(_token((" " if number else "") + digit, {"1": chance * 0.9, "0": (1 - chance) * 0.9}))
-            tokens.append(_token("," if number + 1 < len(chances) else "]}", {}))
-        text = "".join(token["token"] for token in tokens)
-        handler.reply(200, completion(text, tokens if logprobs and body.get("logprobs") else None))
+        if explains(body):
+            handler.reply(200, completion(explanation))
+        elif body["max_tokens"] == 1:
+            word = "Yes" if chances[0] >= 0.5 else "No"
+            tokens = [_token(word, chances[0])] if logprobs and body.get("logprobs") else None
+            handler.reply(200, completion(word, tokens, finish_reason="length"))
+        elif "JSON" in str(body):
+            handler.reply(200, completion(json.dumps({"answers": [int(chance >= 0.5) for chance in chances]})))
+        else:
+            handler.reply(200, completion("yes"))
 
     return behave
 
 
-def _token(text: str, chances: Mapping[str, float]) -> dict[str, Any]:
-    space = " " if text.startswith(" ") else ""
-    top = {space + digit: math.log(chance) for digit, chance in chances.items()} or {text: -0.01, "The": -5.0}
-    alternatives = [{"token": token, "logprob": value} for token, value in top.items()]
-    return {"token": text, "logprob": top[text], "top_logprobs": alternatives}
+def _token(word: str, chance: float) -> dict[str, Any]:
+    """The first token of an answer, with its likeliest alternatives: yes and no in two spellings each."""
+    shares = {
+        "Yes": 0.6 * chance,
+        " yes": 0.3 * chance,
+        "No": 0.6 * (1 - chance),
+        " NO": 0.3 * (1 - chance),
+        "The": 0.1,
+    }
+    top = [{"token": token, "logprob": math.log(share)} for token, share in shares.items() if share > 0]
+    return {"token": word, "logprob": -0.5, "top_logprobs": top}

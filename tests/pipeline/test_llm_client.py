@@ -13,14 +13,14 @@ from pipeline.autointerp import client as clients
 from pipeline.autointerp.cache import AnswerCache
 from pipeline.autointerp.client import Client, make_client
 from pipeline.autointerp.limits import Budget, Pace
-from pipeline.autointerp.prompts import Prompt
+from pipeline.autointerp.prompts import Form, Prompt
 from pipeline.config import LlmConfig
 from pipeline.errors import LineupError
 from tests.pipeline.llm_server import Model, completion, cut_off, echoes_headers, good, running, says, silent, status
 
 KEY = "sk-a/very+secret=key"
-WORDS = Prompt("Explain.", "What is it? EXPLANATION:", 0)
-ABLE = {"seed": True, "logprobs": True, "json": True}
+WORDS = Prompt("Explain.", "What is it? Explanation:", "line")
+ABLE = {"seed": True, "stop": True, "logprobs": True, "few_logprobs": False, "json": True}
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ def asking(model: Model, tmp_path: Path) -> Asking:
     return found
 
 
-def number(n: int) -> Prompt:
-    return Prompt("Judge.", f"Excerpt 1: the cat\n\nExcerpt 2: number {n}", 2)
+def number(n: int, form: Form = "yes_no") -> Prompt:
+    return Prompt("Judge.", f"Excerpt: the cat number {n}", form)
 
 
 def kept(folder: Path) -> list[dict[str, Any]]:
@@ -147,14 +147,14 @@ def test_a_line_that_was_cut_by_a_kill_does_not_count_nor_spoil_the_next(tmp_pat
 
 
 def test_requests_are_made_for_repeatable_answers(asking: Asking) -> None:
-    asking.ask(WORDS, number(0))
-    words, numbers = asking.model.seen
-    assert words["temperature"] == numbers["temperature"] == 0
-    assert words["seed"] == numbers["seed"] == 0
-    assert "logprobs" not in words
-    assert "response_format" not in words
-    assert numbers["logprobs"] is True
-    assert numbers["response_format"] == {"type": "json_object"}
+    asking.ask(WORDS, number(0), number(1, "list"), max_tokens=99)
+    always = {"model": "m", "temperature": 0, "seed": 0}
+    assert [{key: body[key] for key in always} for body in asking.model.seen] == [always] * 3
+    assert [{key: body[key] for key in body if key not in {*always, "messages"}} for body in asking.model.seen] == [
+        {"max_tokens": 99, "stop": ["\n"]},
+        {"max_tokens": 1, "logprobs": True, "top_logprobs": 20},
+        {"max_tokens": 99, "response_format": {"type": "json_object"}},
+    ]
 
 
 @pytest.mark.parametrize("code", [400, 422, 500, 501])
@@ -163,7 +163,7 @@ def test_what_the_endpoint_refuses_is_left_out_and_it_is_asked_once(model: Model
     able = good(lambda _: 0.9)
     model.usual = lambda handler, body: (status(code) if "seed" in body else able)(handler, body)
     client = asking.client(attempts=2)
-    assert client.abilities() == {"seed": False, "logprobs": True, "json": True}
+    assert client.abilities() == ABLE | {"seed": False}
     client.close()
     probes = len(model.seen)
     asking.ask(number(0))
@@ -171,21 +171,43 @@ def test_what_the_endpoint_refuses_is_left_out_and_it_is_asked_once(model: Model
     assert "seed" not in model.seen[-1]
 
 
-def test_options_that_an_endpoint_can_do_but_not_together_are_not_sent_together(model: Model, tmp_path: Path) -> None:
-    able = good(lambda _: 0.9)
-    model.usual = lambda handler, body: (status(400) if {"logprobs", "response_format"} <= set(body) else able)(
-        handler, body
-    )
-    client = Asking(model, tmp_path).client()
-    assert client.abilities() == {"seed": True, "logprobs": True, "json": False}
-    client.close()
-
-
 def test_log_probabilities_that_are_ignored_are_not_there(model: Model, tmp_path: Path) -> None:
     model.usual = good(lambda _: 0.9, logprobs=False)
     client = Asking(model, tmp_path).client()
-    assert client.abilities()["logprobs"] is False
+    assert client.abilities() == ABLE | {"logprobs": False}
+    assert not client.gives_probabilities
     client.close()
+
+
+def test_an_endpoint_that_gives_fewer_log_probabilities_is_asked_for_fewer(model: Model, tmp_path: Path) -> None:
+    able = good(lambda _: 0.9)
+    model.usual = lambda handler, body: (status(400) if body.get("top_logprobs") == 20 else able)(handler, body)
+    asking = Asking(model, tmp_path)
+    client = asking.client()
+    assert client.abilities() == ABLE | {"logprobs": False, "few_logprobs": True}
+    assert client.gives_probabilities
+    client.close()
+    asking.ask(number(0))
+    assert model.seen[-1]["top_logprobs"] == 5
+
+
+def test_a_model_that_thinks_first_is_not_asked_for_its_first_word_nor_stopped_at_its_first_line(
+    model: Model, tmp_path: Path
+) -> None:
+    first = {"token": "<think>", "logprob": -1e-6, "top_logprobs": [{"token": "yes", "logprob": -14.0}]}
+
+    def thinks(handler: Any, body: Any) -> None:
+        tokens = [first] if body.get("logprobs") else None
+        thoughts = "<think>" if "stop" in body else "<think>\nHm.\n</think>\n\nyes"
+        handler.reply(200, completion(thoughts, tokens))
+
+    model.usual = thinks
+    asking = Asking(model, tmp_path)
+    client = asking.client()
+    assert not client.gives_probabilities
+    client.close()
+    assert asking.ask()[0].text == "<think>\nHm.\n</think>\n\nyes"
+    assert "stop" not in model.seen[-1]
 
 
 def test_an_outage_while_it_is_asked_what_it_can_is_not_taken_for_an_answer(model: Model, tmp_path: Path) -> None:
@@ -273,7 +295,7 @@ def test_trouble_that_does_not_pass_is_a_failure_with_a_reason(asking: Asking, b
 def test_trouble_that_passes_leaves_no_trace_in_the_answer(asking: Asking) -> None:
     asking.model.script.extend([status(500), cut_off, status(429), silent])
     (answer,) = asking.ask(timeout_seconds=0.1)
-    assert answer.text == "Let me see.\nEXPLANATION: cats"
+    assert answer.text == "cats"
     assert len(asking.model.seen) == 5
 
 
@@ -291,7 +313,6 @@ def test_an_answer_that_trickles_is_given_up(asking: Asking) -> None:
     [
         (says(None, message={"content": None, "refusal": "I will not"}), "refused"),
         (says("I", finish_reason="content_filter"), "refused"),
-        (says("thinking, and thi", finish_reason="length"), "too long"),
         (says(None), "unparsed: no text"),
         (says(" \n"), "unparsed: no text"),
         (lambda handler, _: handler.reply(200, '{"choices": []}'), "unparsed: no text"),
@@ -330,6 +351,12 @@ def test_failures_with_answers_between_them_do_not_end_the_run(asking: Asking) -
     asking.model.script.extend([*some, good(lambda _: 0.9), *some])
     answers = asking.ask(*[number(n) for n in range(39)], attempts=1)
     assert [bool(answer.text) for answer in answers] == [False] * 19 + [True] + [False] * 19
+
+
+def test_an_answer_that_was_cut_off_says_so(asking: Asking) -> None:
+    asking.model.usual = says("and so on, and", finish_reason="length")
+    (answer,) = asking.ask()
+    assert (answer.text, answer.cut) == ("and so on, and", True)
 
 
 # ---- limits ----
@@ -379,17 +406,17 @@ def test_the_client_keeps_to_the_pace(asking: Asking) -> None:
 
 
 def test_it_stops_before_it_spends_more_and_keeps_what_it_paid_for(asking: Asking) -> None:
-    # An answer costs 100 · 1 + 10 · 10 = 200 millionths; the probes' four answers have cost 800 of them.
-    prices = {"price_in": 1, "price_out": 10, "max_tokens": 20}
-    with pytest.raises(LineupError, match=r"cost 0\.0014.*autointerp\.llm\.max_cost 0\.0015"):
-        asking.ask(*[number(n) for n in range(50)], **prices, max_cost=0.0015)
+    # An answer costs 100 · 1 + 10 · 10 = 200 millionths; the probes' five answers have cost 1000 of them.
+    prices = {"price_in": 1, "price_out": 10}
+    with pytest.raises(LineupError, match=r"cost 0\.0016.*autointerp\.llm\.max_cost 0\.00161"):
+        asking.ask(*[number(n) for n in range(50)], **prices, max_cost=0.00161)
     assert len(asking.model.seen) == 3
     assert len(asking.ask(number(0), number(1), number(2), **prices, offline=True)) == 3
     asking.model.seen.clear()
     with pytest.raises(LineupError, match="max_cost"):
-        asking.ask(*[number(n) for n in range(50)], **prices, max_cost=0.0015)
+        asking.ask(*[number(n) for n in range(50)], **prices, max_cost=0.00161)
     assert asking.model.seen == [], "what an earlier run paid counts"
-    asking.ask(*[number(n) for n in range(5)], **prices, max_cost=0.003)
+    asking.ask(*[number(n) for n in range(5)], **prices, max_cost=0.00201)
     assert len(asking.model.seen) == 2
 
 
@@ -417,7 +444,7 @@ def test_without_a_count_the_cost_is_estimated_and_a_lost_answer_is_counted_too(
     client = asking.client(**prices)
     before = client.spent
     asking.model.script.extend([cut_off, lambda handler, _: handler.reply(200, '{"choices": []}')])
-    prompt = Prompt("", "x" * 400, 0)
+    prompt = Prompt("", "x" * 400, "line")
     client.ask_all([prompt], lambda _done, _total: None)
     assert client.spent - before == pytest.approx(200)
     client.close()
@@ -449,7 +476,7 @@ def test_the_key_reaches_the_endpoint_and_nothing_else(
         ]
     )
     config = LlmConfig(endpoint=asking.model.address, model="m", concurrency=1, attempts=1)
-    client = make_client(config, asking.folder)
+    client = make_client(config, asking.folder, asking.folder)
     told: list[str] = [repr(client)]
     told += [str(answer) for answer in client.ask_all([number(n) for n in range(6)], lambda *_: None)]
     with pytest.raises(LineupError) as error:
@@ -467,5 +494,5 @@ def test_a_key_that_cannot_be_one_is_refused_without_being_shown(
 ) -> None:
     monkeypatch.setenv("LINEUP_LLM_KEY", "sk-secret and a comment")
     with pytest.raises(LineupError) as error:
-        make_client(LlmConfig(endpoint="http://127.0.0.1:9", model="m"), tmp_path)
+        make_client(LlmConfig(endpoint="http://127.0.0.1:9", model="m"), tmp_path, tmp_path)
     assert "secret" not in str(error.value)

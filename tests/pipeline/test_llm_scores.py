@@ -17,10 +17,10 @@ from pipeline.autointerp import prompts as words
 from pipeline.autointerp.examples import Examples, Protocol, draw
 from pipeline.autointerp.judge import ONE_POINT
 from pipeline.autointerp.questions import ask_fuzzing, ask_fuzzing_hard
-from pipeline.autointerp.sample import Tools, sample_latents, split_again
+from pipeline.autointerp.sample import Tools, exchanged, sample_latents, split_again
 from pipeline.config import AutointerpConfig, CollectConfig, LlmConfig
 from pipeline.latents import collect
-from tests.pipeline.llm_server import Behaviour, Model, excerpts, good, running, says, status
+from tests.pipeline.llm_server import Behaviour, Model, excerpts, explains, good, question, running, says, status
 
 WINDOW, VOCABULARY, SEED = 16, 50, 11
 LATENTS = 30
@@ -43,8 +43,9 @@ FIRED = firings()
 
 
 def config(**settings: Any) -> AutointerpConfig:
-    llm = LlmConfig(model="m", explain_examples=10, **settings.pop("llm", {}))
+    llm = LlmConfig(**({"model": "m", "explain_examples": 10} | settings.pop("llm", {})))
     given = {"min_contexts": 20, "examples": 20, "latents": 4, "explainers": ("lexical", "llm"), "scorers": LLM}
+    given["floor"] = False
     return AutointerpConfig(**(given | settings), llm=llm)
 
 
@@ -191,21 +192,33 @@ def test_marks_are_ours_alone_and_a_context_stays_on_its_line() -> None:
     assert words.excerpt(np.arange(4), marked[0], vocabulary) == "« ab»‹x›\\n"
     activation = np.array([[2.0, 0.5, 0, 0]], np.float32)
     user = words.explain(np.arange(4)[None], marked, activation, vocabulary).user
-    assert user == "Excerpt 1: « ab»‹x›\\n\nLevels: a 10, b 3"
+    assert user == "Excerpt 1: « ab»‹x›\\n\nLevels: a 10, b 3\n\nExplanation:"
+
+
+SENTENCES = "Names of cats. They are on “Tom.” And he"
 
 
 @pytest.mark.parametrize(
-    ("answer", "text"),
+    ("answer", "cut", "found"),
     [
-        ("It is EXPLANATION: no.\nEXPLANATION: draft\n**EXPLANATION:** names of cats \nbye", "names of cats"),
-        ("EXPLANATION:", None),
-        ("EXPLANATION: \nnext line", None),
-        ("I think it is about cats", None),
-        ("EXPLANATION: " + "x" * 2000, "x" * 1000),
+        ("names of cats", False, ("names of cats", "")),
+        ("\n \n**Explanation:** names of cats \nLet me know!", False, ("names of cats", "")),
+        ("<think>Is it dogs?\nNo.</think>\n\nExplanation: names of cats", False, ("names of cats", "")),
+        ("names of cats\nand so", True, ("names of cats", "")),
+        (SENTENCES, True, ("Names of cats. They are on “Tom.”", "cut off at the end of a sentence")),
+        ("Names of cats.", True, ("Names of cats.", "cut off at the end of a sentence")),
+        ("names of cats, names of 1.5 cats, na", True, (None, words.TOO_LONG)),
+        ("x" * 999 + ". y", False, ("x" * 999 + ".", "cut off at the end of a sentence")),
+        ("x" * 2000, False, (None, words.TOO_LONG)),
+        ("", True, (None, words.TOO_LONG)),
+        ("I'm sorry, but no", False, (None, "refused")),
+        ("Explanation:\n…", False, (None, "unparsed: 'Explanation: …'")),
     ],
 )
-def test_an_explanation_is_the_last_line_that_says_it_is_one(answer: str, text: str | None) -> None:
-    assert words.read_explanation(answer) == text
+def test_an_explanation_is_the_first_line_and_a_cut_one_ends_with_a_sentence(
+    answer: str, cut: bool, found: tuple[str | None, str]
+) -> None:
+    assert words.read_explanation(answer, cut) == found
 
 
 @pytest.mark.parametrize(
@@ -221,27 +234,21 @@ def test_an_explanation_is_the_last_line_that_says_it_is_one(answer: str, text: 
     ],
 )
 def test_answers_are_a_list_of_the_right_length_or_nothing(answer: str, digits: list[int] | None) -> None:
-    found = words.read_answers(answer, 3)
-    assert (found and [digit for digit, _ in found]) == digits
-    assert all(answer[at] == str(digit) for digit, at in found or [])
+    assert words.read_answers(answer, 3) == digits
 
 
-def token(text: str, **chances: float) -> words.Token:
-    return words.Token(text, {name.replace("_", " "): math.log(chance) for name, chance in chances.items()})
+def test_yes_and_no_are_added_up_over_case_and_spaces() -> None:
+    shares = {"Yes": 0.3, " yes": 0.1, "YES\n": 0.1, " No": 0.2, "Not": 0.1, "yesterday": 0.1, "1": 0.1}
+    likeliest = {token: math.log(share) for token, share in shares.items()}
+    assert words.yes_and_no(likeliest) == pytest.approx((0.5, 0.2))
+    assert words.yes_and_no({"The": -0.1}) == (0, 0)
 
 
-def test_probabilities_are_shares_of_yes_among_yes_and_no_however_the_tokens_are_cut() -> None:
-    tokens = [token("["), words.Token("1,", {"1,": math.log(0.6), "0": math.log(0.1), "0,": math.log(0.1), "x": 0})]
-    tokens.append(words.Token(" 0]", {" 0]": math.log(0.3), " 1]": math.log(0.1)}))
-    found = words.read_probabilities([(1, 1), (0, 4)], tokens)
-    assert found == pytest.approx([0.6 / 0.8, 0.1 / 0.4])
-
-
-def test_probabilities_are_all_there_or_none_is() -> None:
-    both = [words.Token("[", {}), words.Token("1, 0", {"1, 0": -0.1}), words.Token("]", {})]
-    assert words.read_probabilities([(1, 1), (0, 4)], both) is None
-    assert words.read_probabilities([(1, 0)], [words.Token("1", {})]) is None
-    assert words.read_probabilities([(1, 0)], []) is None
+def test_prompts_about_one_latent_begin_alike_up_to_the_excerpt() -> None:
+    one, other = (words.judge_one(words.FUZZING, "cats", text) for text in ("a «b»", "c «d»"))
+    assert one.system == other.system
+    assert one.user.split("Excerpt: ")[0] == other.user.split("Excerpt: ")[0] == "Description: cats\n\n"
+    assert one.user.split("Excerpt: ")[1] == "a «b»\n\nAnswer (yes or no):"
 
 
 # ---- scores ----
@@ -264,7 +271,7 @@ def chance(excerpt: str) -> float:
 def test_the_scores_are_those_of_the_probabilities_that_the_model_gave(run: Run, model: Model) -> None:
     _, scores = run(good(chance), explainers=("llm",), scorers=("llm_detection",), latents=1)
     (row,) = scores
-    shown = [excerpt for body in model.seen if "Description:" in str(body) for excerpt in excerpts(body)]
+    shown = [excerpt for body in model.seen if not explains(body) for excerpt in excerpts(body)]
     truth = [f" w{row['latent']} " in excerpt + " " for excerpt in shown]
     yes = [chance(excerpt) for excerpt, right in zip(shown, truth, strict=True) if right]
     no = [chance(excerpt) for excerpt, right in zip(shown, truth, strict=True) if not right]
@@ -278,7 +285,7 @@ def test_the_scores_are_those_of_the_probabilities_that_the_model_gave(run: Run,
 
 def test_a_model_that_knows_the_token_scores_one_and_one_that_guesses_does_not(run: Run) -> None:
     def knows(handler: Any, body: Any) -> None:
-        described = re.findall(r"Description: .*? w(\d+)\b", body["messages"][-1]["content"])
+        described = re.findall(r"Description: .*? w(\d+)\b", question(body))
 
         def rule(excerpt: str) -> float:
             marked = " ".join(re.findall(r"«([^»]*)»", excerpt))
@@ -291,7 +298,7 @@ def test_a_model_that_knows_the_token_scores_one_and_one_that_guesses_does_not(r
     assert len(scores) == 3 * 4
     for row in scores:
         assert (row["auroc"], row["balanced_accuracy"], row["f1"], row["auprc"]) == (1, 1, 1, 1), row
-    _, scores = run(good(lambda _: 0.3), explainers=("lexical",), llm={"max_tokens": 99})
+    _, scores = run(good(lambda _: 0.3), explainers=("lexical",), llm={"model": "guesses"})
     assert {(row["auroc"], row["balanced_accuracy"], row["f1"]) for row in scores} == {(0.5, 0.5, None)}
 
 
@@ -312,8 +319,7 @@ def test_both_explainers_are_scored_and_explanations_are_what_was_said(run: Run,
     }
     expected = set(product(("lexical", "llm"), LLM, chosen))
     assert {(row["explainer"], row["scorer"], row["latent"]) for row in scores} == expected
-    described = {re.findall("Description: (.*)", body["messages"][-1]["content"])[0] for body in model.seen[-200:] if
-                 "Description" in str(body)}  # fmt: skip
+    described = {found for body in model.seen for found in re.findall("Description: (.*)", question(body))}
     assert "tokens that begin with w" in described
     assert any(text.startswith("fires on “ w") for text in described)
 
@@ -323,7 +329,7 @@ def test_the_explainer_sees_its_half_with_marks_and_the_scorer_the_other(run: Ru
     seen, scored = set(), set()
     for body in model.seen:
         told = {re.sub("[«»]", "", excerpt) for excerpt in excerpts(body)}
-        if "EXPLANATION:" in str(body):
+        if explains(body):
             seen |= told
             assert all("«" in excerpt for excerpt in excerpts(body))
             assert len(told) == 10
@@ -336,7 +342,8 @@ def test_the_explainer_sees_its_half_with_marks_and_the_scorer_the_other(run: Ru
 
 
 def test_no_prompt_shows_a_context_twice(run: Run, model: Model) -> None:
-    _, scores = run(good(chance), explainers=("lexical",), scorers=("llm_fuzzing_hard",))
+    listed = good(chance, logprobs=False)
+    _, scores = run(listed, explainers=("lexical",), scorers=("llm_fuzzing_hard",))
     sheets = [excerpts(body) for body in model.seen if "Description" in str(body)]
     assert all(row["positives"] == row["negatives"] > 5 for row in scores)
     assert sum(map(len, sheets)) == sum(row["positives"] + row["negatives"] for row in scores)
@@ -344,15 +351,25 @@ def test_no_prompt_shows_a_context_twice(run: Run, model: Model) -> None:
         assert len({re.sub("[«»]", "", excerpt) for excerpt in sheet}) == len(sheet)
 
 
-def test_rubbish_and_refusals_are_failures_by_reason_and_never_numbers(run: Run) -> None:
-    def sometimes(answer: str) -> Behaviour:
-        usual = good(chance)
-        return lambda handler, body: (
-            says(answer) if "Description" in str(body) and "w7" in excerpts(body)[0] else usual
-        )(handler, body)
+@pytest.mark.parametrize("logprobs", [True, False])
+def test_rubbish_and_refusals_are_failures_by_reason_and_never_numbers(run: Run, logprobs: bool) -> None:
+    usual, rare = good(chance, logprobs=logprobs), "w7 w3 " if logprobs else "w7"
+    neither = {"token": "The", "logprob": -0.1, "top_logprobs": [{"token": token, "logprob": -1} for token in "abcd"]}
 
-    for answer, reason in (("I'm sorry, but no", "prompts: refused"), ("perhaps?", "prompts: unparsed: 'perhaps?'")):
-        _, scores = run(sometimes(answer), explainers=("lexical",), latents=12, llm={"max_tokens": len(answer)})
+    def sometimes(answer: str, **choice: Any) -> Behaviour:
+        said = says(answer, **choice)
+        return lambda handler, body: (said if not explains(body) and rare in str(excerpts(body)[:1]) else usual)(
+            handler, body
+        )
+
+    cases = [("I'm sorry, but no", {}, "prompts: refused"), ("perhaps?", {}, "prompts: unparsed: 'perhaps?'")]
+    cases.append(("[1, 0, 1, 1, 0", {"finish_reason": "length"}, f"prompts: {words.TOO_LONG}"))
+    if logprobs:
+        reason = "neither yes nor no among the 4 likeliest tokens: 'a', 'b', 'c', …"
+        cases = [("The", {"logprobs": {"content": [neither]}}, reason), ("Yes", {}, "unparsed: no log-probs")]
+    for number, (answer, choice, reason) in enumerate(cases):
+        llm = {"model": f"m{number}"}
+        _, scores = run(sometimes(answer, **choice), explainers=("lexical",), latents=12, llm=llm)
         assert len(scores) == 3 * 12
         failed = [row for row in scores if row["status"] == "failed"]
         assert 0 < len(failed) < len(scores)
@@ -364,9 +381,19 @@ def test_rubbish_and_refusals_are_failures_by_reason_and_never_numbers(run: Run)
             assert (row["auroc"] is None) == (row["status"] == "failed")
 
 
+def test_an_explanation_that_was_cut_off_counts_with_that_noted(run: Run) -> None:
+    cut = says("Cats. Cats. Ca", finish_reason="length")
+    explanations, _ = run(
+        lambda handler, body: (cut if explains(body) else good(chance))(handler, body), explainers=("llm",)
+    )
+    assert {(row["text"], row["status"], row["reason"]) for row in explanations} == {
+        ("Cats. Cats.", "ok", "cut off at the end of a sentence")
+    }
+
+
 def test_a_failed_explanation_is_no_text_and_its_scores_do_not_apply(run: Run) -> None:
     explanations, scores = run(
-        lambda handler, body: (says("I cannot help") if "EXPLANATION:" in str(body) else good(chance))(handler, body),
+        lambda handler, body: (says("I cannot help") if explains(body) else good(chance))(handler, body),
         scorers=("llm_fuzzing", "embedding"), explainers=("llm",),
     )  # fmt: skip
     assert {(row["text"], row["status"], row["reason"]) for row in explanations} == {(None, "failed", "refused")}
@@ -380,7 +407,7 @@ def test_http_failures_are_counted_with_their_status(run: Run) -> None:
     refuses = status(400, "too many tokens")
     behaviour = good(chance)
     _, scores = run(
-        lambda handler, body: (refuses if len(excerpts(body)) == 5 else behaviour)(handler, body),
+        lambda handler, body: (refuses if "Description" in question(body) else behaviour)(handler, body),
         explainers=("lexical",),
     )
     assert {row["status"] for row in scores} == {"failed"}
@@ -401,12 +428,62 @@ def test_where_no_latent_qualifies_nothing_is_asked(run: Run, model: Model) -> N
 
 
 def test_the_estimate_counts_the_prompts_that_are_sent(run: Run, model: Model) -> None:
-    own = config(llm={"price_in": 2, "price_out": 8})
-    run(good(chance))
+    own = config(llm={"price_in": 2, "price_out": 8}, floor=True)
+    answers = good(chance)
+
+    def explains_each_its_own_way(handler: Any, body: Any) -> None:
+        (says(f"text {hash(question(body))}") if explains(body) else answers)(handler, body)
+
+    run(explains_each_its_own_way, floor=True)
     asked = [body for body in model.seen if excerpts(body)]
     found = estimate(own, COLLECT)
     assert len(asked) <= found.prompts <= 1.5 * len(asked)
     characters = sum(len(message["content"]) for body in asked for message in body["messages"])
     assert characters / 4 / 2 < found.prompt_tokens < characters / 4 * 2
+    pieces = [question(body).split("Excerpt: ")[-1] if not explains(body) else question(body) for body in asked]
+    assert sum(map(len, pieces)) / 4 / 2 < found.new_tokens < sum(map(len, pieces)) / 4 * 2
     assert found.cost == pytest.approx((found.prompt_tokens * 2 + found.answer_tokens * 8) / 1e6)
-    assert estimate(AutointerpConfig(), COLLECT) == (0, 0, 0, 0)
+    assert estimate(AutointerpConfig(), COLLECT) == (0, 0, 0, 0, 0)
+
+
+# ---- the floor ----
+
+
+def test_explanations_are_exchanged_between_latents_that_fire_as_often() -> None:
+    firings = np.array([50, 1, 40, 2, 3, 60])
+    texts = {place: f"text {place}" for place in range(6)}
+    assert exchanged(texts, firings) == {
+        0: "text 5", 1: "text 3", 2: "text 4", 3: "text 1", 4: "text 2", 5: "text 0"
+    }  # fmt: skip
+    del texts[3]
+    assert exchanged(texts, firings) == {0: "text 5", 1: "text 4", 2: "text 0", 4: "text 1", 5: "text 2"}
+    for number in range(40):
+        own = {place: f"text {place}" for place in range(number)}
+        found = exchanged(own, np.zeros(number, int))
+        assert list(found) == ([] if number == 1 else list(own))
+        assert sorted(found.values()) == ([] if number == 1 else sorted(own.values()))
+        assert not found.items() & own.items()
+
+
+def test_every_score_has_the_floor_of_another_latents_explanation_beside_it(run: Run) -> None:
+    def knows(handler: Any, body: Any) -> None:
+        described = re.findall(r"Description: .*? w(\d+)\b", question(body))
+        good(lambda excerpt: 0.9 if f" w{described[0]} " in excerpt + " " else 0.2)(handler, body)
+
+    _, scores = run(knows, explainers=("lexical",), scorers=("llm_detection", "embedding"), floor=True, latents=5)
+    detection = [row for row in scores if row["scorer"] == "llm_detection"]
+    assert [row["auroc"] for row in detection if not row["shuffled"]] == [1] * 5
+    floor = [row["auroc"] for row in detection if row["shuffled"]]
+    assert len(floor) == 5
+    assert 0.3 < np.mean(floor) < 0.7
+    assert {(row["scorer"], row["shuffled"]) for row in scores} == set(
+        product(("llm_detection", "embedding"), (False, True))
+    )
+
+
+def test_one_explanation_alone_has_no_floor_and_that_is_a_state(run: Run) -> None:
+    _, scores = run(good(chance), explainers=("lexical",), scorers=("llm_detection",), floor=True, latents=1)
+    assert {(row["shuffled"], row["status"], row["reason"]) for row in scores} == {
+        (False, "ok", ""),
+        (True, "not_applicable", "no explanation of another latent"),
+    }

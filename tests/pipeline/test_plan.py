@@ -19,7 +19,7 @@ from pipeline.models.load import ModelInfo
 from pipeline.models.shapes import Shape, shape_of
 from pipeline.plan import machines
 from pipeline.plan.describe import describe, duration, render
-from pipeline.plan.forecast import BYTES_A_SECOND, Plan, plan
+from pipeline.plan.forecast import BYTES_A_SECOND, LOCAL_BYTES, LOCAL_SPEED, Plan, plan
 from pipeline.plan.machines import Machine, gpu_machine
 from pipeline.plan.work import Work
 from pipeline.saes.architectures import ARCHITECTURES
@@ -230,9 +230,11 @@ def asking(**llm: Any) -> dict[str, Any]:
     return ASKING | {"llm": {"endpoint": "http://127.0.0.1:1/v1", "model": "m", "examples_per_prompt": 5, **llm}}
 
 
-def test_prompts_are_one_for_each_explanation_and_one_for_some_examples() -> None:
+def test_prompts_are_one_for_each_explanation_and_one_for_each_example_twice_for_the_floor() -> None:
     made = forecast(autointerp=asking(price_in=1.0, price_out=10.0))
-    assert made.asked.prompts == 6 * 50 * (1 + 40 // 5)
+    assert made.asked.prompts == 6 * 50 * (1 + 2 * 40)
+    assert forecast(autointerp=asking() | {"floor": False}).asked.prompts == 6 * 50 * (1 + 40)
+    assert 40 * 50 * 6 < made.asked.new_tokens < made.asked.prompt_tokens / 2
     assert made.asked.cost == pytest.approx((made.asked.prompt_tokens + 10 * made.asked.answer_tokens) / 1e6)
     assert not forecast().asked.prompts
 
@@ -243,6 +245,20 @@ def test_limits_of_the_endpoint_make_waiting_longer() -> None:
     assert limited.seconds - free.seconds == pytest.approx(limited.answer_seconds - free.answer_seconds)
     tokens = limited.asked.prompt_tokens + limited.asked.answer_tokens
     assert forecast(autointerp=asking(tokens_per_minute=60)).answer_seconds == tokens
+
+
+def test_a_local_model_takes_the_processors_time_and_no_money(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="the extra [llm] is not installed")
+    (tmp_path / "model.gguf").write_bytes(bytes(7000))
+    local = asking(endpoint="local", model=f"gguf:{tmp_path}/model.gguf")
+    made, on_a_gpu = forecast(autointerp=local), forecast(BESIDE_A_GPU, autointerp=local)
+    tokens = made.asked.new_tokens + made.asked.answer_tokens
+    assert made.answer_seconds == pytest.approx(2 * 7000 / LOCAL_BYTES * tokens / (2 * LOCAL_SPEED))
+    assert on_a_gpu.answer_seconds == made.answer_seconds, "llama.cpp runs on the processor"
+    text = render(study(autointerp=local), [made])
+    assert "model.gguf, on this machine, is asked at most 24,300 times" in text
+    assert "price" not in text
+    assert "a local language model runs at 30 GFLOP/s on a core" in text
 
 
 # Warnings.
@@ -286,7 +302,7 @@ def test_the_smallest_and_the_largest_number_of_every_key_give_a_plan_or_a_sente
 
 
 def test_the_text_has_every_stage_and_says_what_it_assumes() -> None:
-    asked = asking(price_in=1.0) | {"scorers": ["detection", "llm_detection"]}
+    asked = asking(price_in=0.1) | {"scorers": ["detection", "llm_detection"]}
     made = study(autointerp=asked, corpus={"training_tokens": 1000})
     machines = [HERE, BESIDE_A_GPU._replace(memory=None, disk=None)]
     text = render(made, [plan(made, [SHAPE], machine) for machine in machines])

@@ -46,10 +46,12 @@ def test_parts_get_their_constants_and_scores_become_columns(tmp_path: Path) -> 
         {"sae": [4], "latent": [0], "explainer": ["lexical"], "scorer": ["fuzzing"], "reason": [""], **verdict}
         | {"explain_from": ["random"], "score_on": ["quantiles"], "split_by": ["window"], "examples": [10]}
     )
+    shuffled = scores.set_column(2, "explainer", pa.array(["llm"])).append_column("shuffled", pa.array([True]))
+    floor = shuffled.set_column(shuffled.schema.get_field_index("auroc"), "auroc", pa.array([0.4]))
     part = [Part(tmp_path / "latents.parquet", {"sae": sae}) for sae in (4, 5)]
     explanations = [Part(tmp_path / "explanations.parquet", {"sae": 4})]
     config = AutointerpConfig(scorers=("fuzzing",), explain_from="random")
-    tables = {"latents": part, "explanations": explanations, "scores": scores}
+    tables = {"latents": part, "explanations": explanations, "scores": [scores, floor]}
     tables["metrics"] = metrics_table(score_metrics(config))
     write_study(tmp_path / "s.duckdb", tables)
     column = "fuzzing_random_to_quantiles_auroc"

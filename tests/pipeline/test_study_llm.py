@@ -26,12 +26,14 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
 
 
 def asking(model: Model, folder: Path) -> Study:
-    """One SAE of each of two variants, 10 of whose latents a language model explains and scores."""
-    llm = {"endpoint": model.address, "model": "toy", "attempts": 1, "examples_per_prompt": 10}
+    """One SAE of each of two variants, 3 of whose latents a language model explains and scores."""
+    llm = {"endpoint": model.address, "model": "toy", "attempts": 1, "explain_examples": 10}
     autointerp = {
         "explainers": ["lexical", "llm"],
         "scorers": ["detection", "llm_detection", "llm_fuzzing"],
-        "latents": 10,
+        "latents": 3,
+        "examples": 20,
+        "specifications": {"latents": 0},
         "llm": llm,
     }
     changes: dict[str, Any] = {"layers": [0], "variants": ["trained", "control"], "autointerp": autointerp}
@@ -65,8 +67,9 @@ def statuses(database: Path) -> dict[tuple[str, str], int]:
 def test_a_study_asks_explains_and_scores_and_the_key_is_nowhere(model: Model, tmp_path: Path) -> None:
     database = run_study(asking(model, tmp_path), tmp_path / "runs", io.StringIO())
     found = statuses(database)
-    assert found["explanation", "ok"] == 20
-    assert found["llm_detection", "ok"] == found["llm_fuzzing", "ok"] == 40  # by two explainers each
+    assert found["explanation", "ok"] == 6
+    # of two explainers each, and with another latent's explanation
+    assert found["llm_detection", "ok"] == found["llm_fuzzing", "ok"] == 6 * 2 * 2
     assert not any(how == "failed" for _, how in found)
     for path in tmp_path.rglob("*"):
         assert not (path.is_file() and KEY.encode() in path.read_bytes()), path
@@ -82,7 +85,7 @@ def test_what_was_not_answered_is_asked_again_by_the_next_run_and_nothing_else(m
     model.usual = well
     second = statuses(run_study(study, tmp_path / "runs", io.StringIO()))
     assert not any(how == "failed" for _, how in second)
-    assert second["llm_detection", "ok"] == second["llm_fuzzing", "ok"] == 40
+    assert second["llm_detection", "ok"] == second["llm_fuzzing", "ok"] == 6 * 2 * 2
     assert 5 < len(model.seen) - sent < sent / 2
     sent = len(model.seen)
     assert statuses(run_study(study, tmp_path / "runs", io.StringIO())) == second
@@ -93,7 +96,7 @@ def test_answers_that_cannot_be_read_are_not_asked_for_again(model: Model, tmp_p
     model.usual = good(lambda _: 0.5, explanation="")
     study = asking(model, tmp_path)
     first = statuses(run_study(study, tmp_path / "runs", io.StringIO()))
-    assert first["explanation", "failed"] == 20
+    assert first["explanation", "failed"] == 6
     sent = len(model.seen)
     assert statuses(run_study(study, tmp_path / "runs", io.StringIO())) == first
     assert len(model.seen) == sent
