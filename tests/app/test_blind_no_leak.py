@@ -161,8 +161,13 @@ def chances(trials: list[Seen]) -> dict[str, float]:
 def test_a_p_value_counts_all_permutations(values: list[float]) -> None:
     array, truth = np.array(values), np.arange(8) % 3 == 1
     sums = [ranks(array)[list(chosen)].sum() for chosen in itertools.combinations(range(8), 3)]
-    assert p_above(array, truth) == pytest.approx(np.mean(sums >= ranks(array)[truth].sum()), rel=1e-12)
-    assert p_either(array, truth) == p_either(-array, truth) <= 1
+    above, below = (np.mean(share) for share in (sums >= ranks(array)[truth].sum(), sums <= ranks(array)[truth].sum()))
+    assert p_above(array, truth) == pytest.approx(above, rel=1e-12)
+    assert p_either(array, truth) == pytest.approx(min(1, 2 * min(above, below)), rel=1e-12)
+
+
+def test_ranks_of_equal_values_are_their_mean() -> None:
+    assert ranks(np.array([5.0, 1, 5, 7, 5])).tolist() == [2 * 3, 2 * 1, 2 * 3, 2 * 5, 2 * 3]
 
 
 @pytest.mark.parametrize(("form", "tier"), KINDS)
