@@ -207,6 +207,8 @@ def _provenance(finished: Finished) -> dict[str, str]:
         facts[f"SHA-256 of the trained weights{of}"] = context.base["weights"]
     for sae in finished.study.saes:
         facts[f"training of {sae.label}"] = json.dumps(sae.model_dump())
+    if first.tools.client:
+        facts["language model"] = f"{finished.study.autointerp.llm.model}, {first.tools.client.identity}"
     return facts | {f"version of {name}": version for name, version in first.base["versions"].items()}
 
 

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.artefacts import file_sha256
 from pipeline.autointerp import Client, make_client
 from pipeline.autointerp.prompts import Prompt
 from pipeline.config import LlmConfig
+from pipeline.llama import find
 from pipeline.study import run_study
 from pipeline.study_file import load_study
 from tests.pipeline.studies_for_tests import ROOT, command, query, toy_study
@@ -131,5 +133,7 @@ def test_a_study_explains_and_scores_with_it_killed_or_not_and_leaves_no_server_
     )
     assert {(shuffled, rows, good) for _, shuffled, rows, good, _, _ in scored} == {(False, 2, 2), (True, 2, 2)}
     assert all(0 <= low <= high <= 1 for *_, low, high in scored)
+    ((judge,),) = query(database, "SELECT value FROM provenance WHERE key = 'language model'")
+    assert judge.startswith(f"{MODEL}, local:{file_sha256(*find(MODEL))}:xllamacpp ")
     run_study(load_study(study), runs, io.StringIO())
     assert answers.read_bytes() == again, "a finished study asks nothing"
