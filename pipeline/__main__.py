@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TextIO
 
+from pipeline.disk import writing
 from pipeline.errors import BrokenError, LineupError
 
 if TYPE_CHECKING:
@@ -198,7 +199,8 @@ def _dashboard(
 
 def _demo(options: argparse.Namespace) -> None:
     _need_pipeline()
-    options.runs.mkdir(parents=True, exist_ok=True)
+    with writing(options.runs):
+        options.runs.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pipeline", "run", str(STUDIES / "demo.yaml"), "--runs", str(options.runs)]
     _dashboard(options, (options.runs,), _running(command))
 

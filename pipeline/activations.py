@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.config import Hook
 from pipeline.hardware import Compute
+from pipeline.manifest import note
 from pipeline.models.hooks import hook_module, value_of
 from pipeline.progress import Advance
 from pipeline.seeds import torch_generator
@@ -67,9 +68,9 @@ def run_variant(
     """Write the activations of all hooks of all layers to `folder`, in one pass that stops after the last of them.
 
     A file holds `SEQUENCES_IN_FILE` sequences and depends on nothing but its number, so files that an interrupted run
-    left are kept. Returns the number of tokens. The Hugging Face model runs as it is: TransformerLens' bridge computes
-    the same, with an attention that can be hooked everywhere and takes a third longer. Raises LineupError when the
-    model lacks a hook point.
+    left, and noted in the folder's manifest, are kept. Returns the number of tokens. The Hugging Face model runs as it
+    is: TransformerLens' bridge computes the same, with an attention that can be hooked everywhere and takes a third
+    longer. Raises LineupError when the model lacks a hook point.
     """
     variant.model.to(compute.device)
     modules = {_key(layer, hook): hook_module(variant.model, layer, hook) for layer in layers for hook in hooks}
@@ -79,6 +80,7 @@ def run_variant(
         if not path.exists():
             generator = torch_generator(seed, "noise", number)
             save_whole(_run(variant, part, modules, drop_positions, generator, compute), path)
+            note(path)
         advance(min((number + 1) * SEQUENCES_IN_FILE, len(sequences)) * sequences.shape[1], sequences.numel())
     return sequences.numel()
 
@@ -111,8 +113,11 @@ def stream(
 def save_whole(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file so that it exists only when it is complete."""
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial)
-    partial.replace(path)
+    try:
+        save_file(tensors, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _run(
@@ -170,6 +175,6 @@ def load(folder: Path, layer: int, hook: Hook, drop_positions: int) -> Activatio
 
 
 def _parts(folder: Path, key: str) -> Iterator[Tensor]:
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("[0-9]*.safetensors")):
         with safe_open(path, framework="pt") as file:
             yield file.get_tensor(key)

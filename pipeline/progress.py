@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -15,7 +15,10 @@ REFRESH_SECONDS = 0.5
 
 
 class Progress:
-    """Writes the state of the run at most twice a second, replacing the file as a whole."""
+    """Writes the state of the run at most twice a second, replacing the file as a whole.
+
+    Where neither file nor terminal can be written to, because the disk is full, the run goes on without.
+    """
 
     def __init__(self, path: Path, study: str, title: str, planned_saes: int, terminal: TextIO) -> None:
         self._path = path
@@ -47,7 +50,7 @@ class Progress:
         self._line(f"{label}: {time.monotonic() - started:.1f} s", end="\n")
 
     def note(self, sentence: str) -> None:
-        """Something to know about what was made, for the terminal."""
+        """Something to know about what was made or found, for the terminal."""
         self._line(sentence, end="\n")
 
     def finished_sae(self, count: int, planned: int, fresh: int) -> None:
@@ -88,11 +91,20 @@ class Progress:
     def _line(self, text: str, end: str) -> None:
         clear = "\x1b[K" if self._terminal.isatty() else ""
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
-        self._terminal.write(f"{clear}[{minutes:02d}:{seconds:02d}] {text}{end}")
-        self._terminal.flush()
+        with suppress(OSError):
+            self._terminal.write(f"{clear}[{minutes:02d}:{seconds:02d}] {text}{end}")
+            self._terminal.flush()
 
     def _write(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        state = json.dumps(self._state | {"updated": time.time()}).encode()
         partial = self._path.with_name(self._path.name + ".partial")
-        partial.write_text(json.dumps(self._state | {"updated": time.time()}), encoding="utf-8")
-        partial.replace(self._path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(state)
+            partial.replace(self._path)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+                with self._path.open("r+b", buffering=0) as file:  # the old state's own room may do for the new one
+                    file.write(state)
+                    file.truncate()

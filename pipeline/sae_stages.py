@@ -12,10 +12,11 @@ import torch
 from sae_lens import SAE
 
 from pipeline import activations, autointerp
-from pipeline.artefacts import digest, file_sha256, timing
+from pipeline.artefacts import digest, timing
 from pipeline.config import Hook, SaeConfig, hook_name
 from pipeline.latents import codes, collect, match
 from pipeline.latents.logits import final_gain, logit_effects
+from pipeline.manifest import file_sha256
 from pipeline.measures import losses
 from pipeline.measures.metrics import (
     NO_VARIANCE,
@@ -128,7 +129,7 @@ class SaeRun:
             (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
             return int(facts["training_tokens"])
 
-        if not self.context.artefacts.path("sae", self.sae_key).exists():
+        if not self.context.artefacts.has("sae", self.sae_key):
             self.variant.forward()  # a stage of its own, with a time of its own
         return self.context.artefacts.make("sae", self.sae_key, build)
 
@@ -174,7 +175,7 @@ class SaeRun:
                 self.context.progress.note(f"{self.label}: {failure}; its latents and metrics have no values")
             return len(loaded.values)
 
-        return self.context.artefacts.make("latents", self._latents_key, build)
+        return self.context.artefacts.make("latents", self._latents_key, build, sources=[self.train()])
 
     @property
     def failure(self) -> str:
@@ -281,7 +282,8 @@ class SaeRun:
                 pq.write_table(table, folder / f"{name}.parquet")
 
         asked = study.autointerp.model_dump(exclude={"llm", "latents", "explainers", "specifications"})
-        return context.artefacts.make("scores", self._latents_key | {"autointerp": asked}, build)
+        key = self._latents_key | {"autointerp": asked}
+        return context.artefacts.make("scores", key, build, sources=[self.latents()])
 
     def sampled_scores(self) -> Path:
         """More rows of both tables: those of a sample of the latents, which a model explains or scores."""
@@ -303,7 +305,7 @@ class SaeRun:
 
         client = context.tools.client
         before = client.unanswered if client else 0
-        return context.artefacts.make("sampled", self._sampled_key, build)
+        return context.artefacts.make("sampled", self._sampled_key, build, sources=[self.latents(), self.scores()])
 
     @property
     def _sampled_key(self) -> dict[str, Any]:
@@ -327,7 +329,8 @@ class SaeRun:
                 value = match.seed_stability(*self._alive_decoder(), *other._alive_decoder())
             (folder / "stability.json").write_text(json.dumps(value), encoding="utf-8")
 
-        return self.context.artefacts.make("stability", [self._latents_key, other._latents_key], build)
+        sources = [run.latents() for run in (self, other)]
+        return self.context.artefacts.make("stability", [self._latents_key, other._latents_key], build, sources=sources)
 
     def _alive_decoder(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Decoder [d_sae, d_in], and which latents are alive [d_sae]."""
@@ -345,7 +348,7 @@ class SaeRun:
                 pq.write_table(match.best_matches(correlation.T, keep), folder / "backward.parquet")
 
         key = {"saes": [self._latents_key, other._latents_key], "keep": keep}
-        return self.context.artefacts.make("matches", key, build)
+        return self.context.artefacts.make("matches", key, build, sources=[self.latents(), other.latents()])
 
     def specifications(self, trained: "SaeRun") -> Path:
         """Tables `specifications` and `specification_curves`: this random SAE against the trained one in its place."""
@@ -369,7 +372,7 @@ class SaeRun:
             "scorers": config.scorers,
             "shared": [config.min_contexts, config.mark_threshold, study.collect.quantiles, study.collect.window],
         }
-        return context.artefacts.make("specifications", key, build)
+        return context.artefacts.make("specifications", key, build, sources=[trained.latents(), self.latents()])
 
 
 def saes_of(variant: VariantRun) -> Iterator["SaeRun"]:
@@ -426,7 +429,7 @@ def measure_losses(saes: Sequence[SaeRun]) -> Path:
                 lacking |= dict.fromkeys(losses.OF_SAES, failure)
             pq.write_table(sae_metrics_table(values, lacking), folder / f"{place}.parquet")
 
-    return context.artefacts.make("losses", key, build)
+    return context.artefacts.make("losses", key, build, sources=[run.train() for run in saes])
 
 
 def _loss_sequences(context: Context) -> torch.Tensor:

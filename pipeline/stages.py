@@ -14,7 +14,7 @@ from pipeline.artefacts import Artefacts
 from pipeline.autointerp import Tools
 from pipeline.config import ModelConfig, Study
 from pipeline.hardware import Compute
-from pipeline.models.load import LoadedModel, ModelInfo, load_revision
+from pipeline.models.load import LoadedModel, ModelInfo, load_revision, revision_commit
 from pipeline.progress import Progress
 from pipeline.seeds import derive_seed
 from pipeline.text.corpus import Corpus
@@ -80,6 +80,8 @@ class VariantRun:
         self.seed = derive_seed(seed, *named("variant", name, draw=draw))
         self._weights_seed = derive_seed(seed, "draw", draw) if draw else seed
         self._base = context.base | {"variant": name, "draw": draw, "norms": context.study.norms}
+        if self.variant.revision and (commit := revision_commit(context.config, self.variant.revision)):
+            self._base["commit"] = commit
 
     @cached_property
     def model(self) -> VariantModel:

@@ -1,6 +1,8 @@
 """Writes the study's DuckDB file: Parquet files or Arrow tables come in, one file goes out, whole or not at all."""
 
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -8,7 +10,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import LineupError
+from pipeline.disk import writing
 
 SCHEMA = Path(__file__).with_name("schema.sql")
 
@@ -35,15 +37,30 @@ def write_study(path: Path, tables: Mapping[str, Source], derived: Derived | Non
     the old content. Raises LineupError for a full disk.
     """
     partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with writing(path, duckdb.IOException), _removed(partial):
+        path.parent.mkdir(parents=True, exist_ok=True)
         _fill(partial, tables, derived or {})
         partial.replace(path)
-    except (duckdb.IOException, OSError) as error:
-        partial.unlink(missing_ok=True)
-        reason = str(error).splitlines()[0]
-        raise LineupError(f"Cannot write '{path}': {reason}. Free some disk space and run again.") from error
+
+
+@contextmanager
+def _removed(partial: Path) -> Iterator[None]:
+    """No unfinished database, nor what DuckDB keeps beside one, before or afterwards."""
+    _remove(partial)
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) == "Query interrupted":  # how DuckDB tells Ctrl-C during a query
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        _remove(partial)
+
+
+def _remove(database: Path) -> None:
+    for ending in ("", ".wal"):
+        database.with_name(database.name + ending).unlink(missing_ok=True)
+    shutil.rmtree(database.with_name(database.name + ".tmp"), ignore_errors=True)
 
 
 def _fill(path: Path, tables: Mapping[str, Source], derived: Derived) -> None:

@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,13 +21,14 @@ from typing import Any, TextIO
 from pipeline import autointerp, hardware
 from pipeline.artefacts import Artefacts, digest
 from pipeline.checks import check_corpus, check_model, check_names, check_tools
-from pipeline.config import ModelConfig, Study
+from pipeline.config import CorpusConfig, ModelConfig, Study
 from pipeline.errors import BrokenError, LineupError
-from pipeline.models.load import LoadedModel, load_model, vocabulary
+from pipeline.models.load import LoadedModel, behaviour_sha256, load_model, tokenizer_sha256, vocabulary
 from pipeline.progress import Progress
 from pipeline.publish import Finished, publish
 from pipeline.sae_stages import SaeRun, measure_losses, saes_of
 from pipeline.stages import Context, VariantRun, draws
+from pipeline.text.contents import contents
 from pipeline.text.corpus import Corpus, build_corpus
 
 PACKAGES = ("latent-lineup", "duckdb", "numpy", "sae-lens", "scipy", "torch", "transformer-lens", "transformers")
@@ -51,7 +52,8 @@ def run_study(study: Study, runs: Path, terminal: TextIO | None = None) -> Path:
     folder, database = runs / study.name, runs / f"{study.name}.duckdb"
     with _alone(folder):
         (folder / TRACEBACK).unlink(missing_ok=True)
-        finished = Finished(study, Artefacts(folder, hardware.describe()))
+        artefacts = Artefacts(folder, hardware.describe(), lambda sentence: progress.note(sentence))
+        finished = Finished(study, artefacts)
         progress = Progress(folder / "progress.json", study.name, study.title, finished.planned, terminal or sys.stderr)
         try:
             with _ended_by_sigterm(progress), hardware.enough_memory():
@@ -64,7 +66,8 @@ def run_study(study: Study, runs: Path, terminal: TextIO | None = None) -> Path:
             raise
         except Exception as error:
             note = folder / TRACEBACK
-            note.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
+            with suppress(OSError):  # on a disk that is full as well
+                note.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
             progress.failed(_unexpected(error, note.relative_to(runs)))
             raise BrokenError(_unexpected(error, note)) from error
         progress.done()
@@ -115,6 +118,8 @@ def _client(finished: Finished) -> Iterator[autointerp.Client | None]:
         return
     root = finished.artefacts.root
     with closing(autointerp.make_client(config.llm, root / "answers", root.parent / "models")) as client:
+        if client.damaged:
+            finished.artefacts.say(f"{client.damaged} of the kept answers are damaged: they are asked for again.")
         yield client
 
 
@@ -161,12 +166,12 @@ def _prepare(finished: Finished, config: ModelConfig, progress: Progress, client
     versions = {name: metadata.version(name) for name in (*PACKAGES, *embedder)}
     versions["python"] = platform.python_version()
     with progress.stage("model", f"loading {config.source}", "models"):
-        loaded = load_model(config, artefacts.root.parent / "models")
+        loaded = load_model(config, artefacts.root.parent / "models", progress.note)
     layers = check_model(study, config, loaded.info, loaded.model)
     if loaded.info.model in (context.info.model for context in finished.contexts):
         raise LineupError(f"Two models of the study are both called {loaded.info.model}: run them as two studies.")
     with progress.stage("corpus", f"reading and tokenising {study.corpus.source}"):
-        corpus = _corpus(study, config, loaded, artefacts, versions)
+        corpus = _corpus(study, loaded, artefacts, versions)
         words = vocabulary(loaded.tokenizer, loaded.info.vocab_size)
     check_corpus(study, corpus)
     tools = autointerp.Tools(words, autointerp.Sentences(), client)
@@ -177,27 +182,44 @@ def _prepare(finished: Finished, config: ModelConfig, progress: Progress, client
         "seed": study.seed,
         "weights": _sha256(loaded),
         "tokens": corpus.sha256,
+        **_beyond(study, loaded, corpus, words),
     }
     return Context(
         study, config, artefacts, progress, compute, loaded.info, layers, corpus, words, tools, base, _loaded=loaded
     )
 
 
-def _corpus(
-    study: Study, config: ModelConfig, loaded: LoadedModel, artefacts: Artefacts, versions: dict[str, str]
-) -> Corpus:
+def _corpus(study: Study, loaded: LoadedModel, artefacts: Artefacts, versions: dict[str, str]) -> Corpus:
     def build(folder: Path) -> int:
         corpus = build_corpus(study.corpus, loaded.tokenizer, study.seed)
         corpus.save(folder)
         return corpus.tokens.numel()
 
     key: dict[str, Any] = {
-        "corpus": study.corpus.model_dump(),
-        "model": config.model_dump(exclude={"layers"}),
+        "corpus": study.corpus.model_dump(exclude={"source"}),
+        "contents": contents(study.corpus),
+        "tokenizer": tokenizer_sha256(loaded.tokenizer),
         "seed": study.seed,
         "versions": digest(versions),
     }
     return Corpus.load(artefacts.make("corpus", key, build))
+
+
+def _beyond(study: Study, loaded: LoadedModel, corpus: Corpus, words: list[str]) -> dict[str, str]:
+    """What hashes of weights and token ids do not say: how a model uses its weights, its tokens as text, what is held
+    out, and where documents end.
+
+    Packages do not change: what comes from one, with the usual share held out, goes by those hashes alone, as it always
+    did.
+    """
+    found = {}
+    if not loaded.info.source.startswith("wheel:"):
+        found["model"] = behaviour_sha256(loaded.model)
+        found["vocabulary"] = digest(words)
+    usual = CorpusConfig.model_fields["held_out"].default
+    if not study.corpus.source.startswith("wheel:") or study.corpus.held_out != usual:
+        found["documents"] = corpus.documents_sha256
+    return found
 
 
 def _sha256(loaded: LoadedModel) -> str:
@@ -216,7 +238,9 @@ def _alone(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w", encoding="utf-8")
     except OSError as error:
-        raise LineupError(f"Cannot write to '{folder}': {error.strerror}. Choose a folder with --runs.") from error
+        raise LineupError(
+            f"Cannot write to '{folder}': {error.strerror}. Make room, or choose another folder with --runs."
+        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,7 @@
 """The command line: what it lists, and that bad input gets one sentence and exit status 2."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import duckdb
 import pytest
 import yaml
 from starlette.testclient import TestClient
@@ -15,6 +17,7 @@ from starlette.testclient import TestClient
 from app.main import create_app
 from app.progress import read_progress
 from app.settings import Settings
+from pipeline import store
 from pipeline.__main__ import main
 from tests.app.small_study import write_small_study
 from tests.pipeline.studies_for_tests import ROOT, command, toy_study
@@ -119,23 +122,24 @@ def test_a_second_run_of_the_same_study_is_refused(
         assert "being run by another process" in refused(capsys, "run", str(study), "--runs", str(tmp_path / "runs"))
 
 
-def test_a_full_disk_ends_the_run_in_one_sentence_and_the_rest_is_kept(study: Path, tmp_path: Path) -> None:
-    """A limit on the size of files stands in for a full disk: writes fail in the same way, half-way through a file."""
-    limited = f"""
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
-from app.progress import read_progress
-from pipeline.__main__ import main
-from tests.app.small_study import write_small_study
-sys.exit(main({command(study, tmp_path / "runs")[3:]!r}))
-"""
-    outcome = subprocess.run([sys.executable, "-c", limited], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert outcome.returncode == 2, outcome.stderr
-    last = outcome.stderr.strip().splitlines()[-1]
-    assert last.startswith("lineup: Cannot write")
-    assert "run the same command again" in last
-    assert list((tmp_path / "runs" / "toy").glob("corpus-*/corpus.safetensors"))
+def test_ctrl_c_while_the_database_is_written_is_a_sentence_and_leaves_nothing_half(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(connection: duckdb.DuckDBPyConnection) -> None:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        while True:
+            connection.execute("SELECT sum(range % 7) FROM range(2_000_000)")
+
+    runs = tmp_path / "runs"
+    small = ["run", str(study), "--runs", str(runs), "--set", "layers=[0]", "--set", "variants=[trained]"]
+    with monkeypatch.context() as pressed:
+        pressed.setattr(store, "_derive", press)
+        assert main(small) == 130
+    assert capsys.readouterr().err.endswith("\nlineup: stopped; the same command goes on from here.\n")
+    assert json.loads((runs / "toy" / "progress.json").read_text())["state"] == "stopped"
+    assert [path.name for path in runs.iterdir() if path.is_file()] == []
+    assert main(small) == 0
+    assert [path.name for path in runs.iterdir() if path.is_file()] == ["toy.duckdb"]
 
 
 def test_a_port_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 ORDER = [
     {"errors", "seeds"},
-    {"config", "hardware", "store", "rater"},
+    {"disk", "hub"},
+    {"config", "hardware", "manifest", "store", "rater"},
     {"artefacts", "places", "progress", "study_file"},
     {"text"},
     {"models"},

@@ -1,6 +1,6 @@
 """Every raw answer of a language model, kept: requests come in, the answers that were paid for once go out."""
 
-import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import LineupError
+from pipeline.disk import writing
 
 
 def canonical_hash(endpoint: str, body: Mapping[str, Any]) -> str:
@@ -18,8 +18,12 @@ def canonical_hash(endpoint: str, body: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+SEAL = b', "sha256": "'
+"""What stands between a line and the hash of what comes before."""
+
+
 class AnswerCache:
-    """A file of one line for each answer, only ever appended to; a line is whole or it does not count.
+    """A file of one line for each answer, only ever appended to; a line is as it was written or it does not count.
 
     Raises LineupError where the file cannot be written.
     """
@@ -28,19 +32,21 @@ class AnswerCache:
         self._path = folder / "answers.jsonl"
         self._lock = threading.Lock()
         self._places: dict[str, tuple[int, int]] = {}
-        try:
+        self.damaged = 0
+        """Lines that do not count."""
+        with writing(self._path):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             self._index()
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def _index(self) -> None:
         end, torn = 0, False
         with self._path.open("rb") as lines:
             for line in lines:
-                with contextlib.suppress(ValueError, KeyError, TypeError):
+                if _sealed(line[: line.rfind(SEAL)]) == line:
                     self._places[json.loads(line)["key"]] = (end, len(line))
+                else:
+                    self.damaged += 1
                 end += len(line)
                 torn = not line.endswith(b"\n")
         if end and torn:  # a killed run's last line: it must not swallow the next one
@@ -53,15 +59,16 @@ class AnswerCache:
 
     def put(self, key: str, request: Mapping[str, Any], answer: str) -> None:
         """Keep an answer."""
-        line = json.dumps({"key": key, "request": request, "answer": answer}, ensure_ascii=False) + "\n"
-        data = line.encode(errors="replace")
-        with self._lock:
+        line = json.dumps({"key": key, "request": request, "answer": answer}, ensure_ascii=False)
+        data = _sealed(line.removesuffix("}").encode(errors="replace"))
+        with self._lock, writing(self._path):
+            end = os.fstat(self._file).st_size
             try:
-                self._places[key] = (os.fstat(self._file).st_size, len(data))
                 self._write(data)
-            except OSError as error:
-                self._places.pop(key, None)
-                raise self._unwritable(error) from error
+            except OSError:
+                os.ftruncate(self._file, end)  # a torn line would swallow the next one
+                raise
+            self._places[key] = (end, len(data))
 
     def all(self) -> Iterator[tuple[Mapping[str, Any], str]]:
         """Requests and answers."""
@@ -71,17 +78,17 @@ class AnswerCache:
 
     def _write(self, data: bytes) -> None:
         if os.write(self._file, data) != len(data):
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, "")
 
     def _read(self, start: int, length: int) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(os.pread(self._file, length, start))
         return record
 
-    def _unwritable(self, error: OSError) -> LineupError:
-        return LineupError(
-            f"Cannot write '{self._path}': {error.strerror}. Make room, then run the same command again."
-        )
-
     def close(self) -> None:
         """Let go of the file."""
         os.close(self._file)
+
+
+def _sealed(record: bytes) -> bytes:
+    """The whole line of a record, which lacks its closing bracket."""
+    return record + SEAL + hashlib.sha256(record).hexdigest().encode() + b'"}\n'

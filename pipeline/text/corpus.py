@@ -54,6 +54,13 @@ class Corpus:
         found.update(self.training.numpy().astype("<i4").data)
         return found.hexdigest()
 
+    @property
+    def documents_sha256(self) -> str:
+        """Hash of which sequences are of which article, and which are held out."""
+        found = hashlib.sha256(self.article.numpy().astype("<i4").data)
+        found.update(self.held_out.numpy().data)
+        return found.hexdigest()
+
     def save(self, folder: Path) -> None:
         """Write `corpus.safetensors` and `corpus.json` into a folder."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,8 @@ class Source(NamedTuple):
     place: str
     """What follows the prefix."""
     read: Callable[[str, CorpusConfig], Iterator[Document]]
+    files: Callable[[str], list[Path]]
+    """What it reads here, in that order."""
     streamed: bool
     """Too large to read whole: reading stops when there is enough."""
     keys: tuple[str, ...]
@@ -75,6 +78,11 @@ def documents(config: CorpusConfig) -> Iterator[Document]:
 
 
 def _from_wheel(package: str, _config: CorpusConfig) -> Iterator[Document]:
+    (dump,) = _dump(package)
+    return wikipedia.articles(dump)
+
+
+def _dump(package: str) -> list[Path]:
     if package != "gensim":
         raise LineupError(f"Unknown corpus.source 'wheel:{package}'. The one known package with text is gensim.")
     spec = importlib.util.find_spec(package)  # finds the package without running it
@@ -82,7 +90,7 @@ def _from_wheel(package: str, _config: CorpusConfig) -> Iterator[Document]:
     dump = next((file for folder in folders for file in Path(folder).glob(DUMP)), None)
     if dump is None:
         raise LineupError(f"The package '{package}' of corpus.source is not installed: run `pip install {package}`.")
-    return wikipedia.articles(dump)
+    return [dump]
 
 
 def _from_text(place: str, config: CorpusConfig) -> Iterator[Document]:
@@ -243,6 +251,11 @@ def _unreadable(error: OSError) -> None:
     ) from error
 
 
+def _hub_files(place: str) -> list[Path]:
+    """None, but the library takes a folder in a data set's place."""
+    return sorted(path for path in Path(place).rglob("*") if path.is_file()) if Path(place).is_dir() else []
+
+
 def _existing(place: str) -> Path:
     path = place_of(place, "corpus.source")
     if not path.exists():
@@ -265,10 +278,10 @@ SPECIAL = ("column", "subset", "split", "revision")
 """Keys of the section that only some sources have."""
 
 SOURCES: dict[str, Source] = {
-    "wheel": Source("gensim", _from_wheel, streamed=False, keys=()),
-    "text": Source("PATH", _from_text, streamed=False, keys=()),
-    "jsonl": Source("PATH", _from_jsonl, streamed=False, keys=("column",)),
-    "parquet": Source("PATH", _from_parquet, streamed=True, keys=("column",)),
-    "hub": Source("NAME", _from_hub, streamed=True, keys=SPECIAL),
+    "wheel": Source("gensim", _from_wheel, _dump, streamed=False, keys=()),
+    "text": Source("PATH", _from_text, partial(_files, ending="txt"), streamed=False, keys=()),
+    "jsonl": Source("PATH", _from_jsonl, partial(_files, ending="jsonl"), streamed=False, keys=("column",)),
+    "parquet": Source("PATH", _from_parquet, partial(_files, ending="parquet"), streamed=True, keys=("column",)),
+    "hub": Source("NAME", _from_hub, _hub_files, streamed=True, keys=SPECIAL),
 }
 """Prefix of `corpus.source`: what follows it, and who reads it."""

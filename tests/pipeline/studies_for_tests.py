@@ -49,6 +49,21 @@ def query(database: Path, sql: str, *values: object) -> list[tuple]:
         return connection.execute(sql, values).fetchall()
 
 
+def differing(one: Path, other: Path) -> list[str]:
+    """Tables that do not hold the same rows in two databases; but for `timings`, which says how long a run took."""
+    found = []
+    with duckdb.connect(":memory:") as connection:
+        for name, path in (("one", one), ("other", other)):
+            connection.execute(f"ATTACH '{path}' AS {name} (READ_ONLY)")
+        tables = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+        for table in sorted(tables - {"timings"}):
+            for a, b in (("one", "other"), ("other", "one")):
+                rows = f"SELECT count(*) FROM (FROM {a}.{table} EXCEPT ALL FROM {b}.{table})"
+                if connection.execute(rows).fetchone() != (0,):
+                    found.append(table)
+    return found
+
+
 def command(study: Path, runs: Path, *more: str) -> list[str]:
     """`lineup run STUDY`, as a process of its own."""
     return [sys.executable, "-m", "pipeline", "run", str(study), "--runs", str(runs), *more]

@@ -1,7 +1,9 @@
 """The language model's client against a server that misbehaves: no answer is lost, invented, paid twice or leaked."""
 
+import errno
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,7 +145,70 @@ def test_a_line_that_was_cut_by_a_kill_does_not_count_nor_spoil_the_next(tmp_pat
     cache.close()
 
 
+def test_a_line_that_is_not_as_it_was_written_does_not_count(tmp_path: Path) -> None:
+    """Whichever bit of it is another one: that would be another answer in silence."""
+    cache = AnswerCache(tmp_path)
+    for key in "abc":
+        cache.put(key, {"messages": [{"role": "user", "content": "naïve \ud800"}]}, f"answer {key} \udfff")
+    cache.close()
+    path = tmp_path / "answers.jsonl"
+    whole = path.read_bytes()
+    first, second = len(whole) // 3, 2 * len(whole) // 3
+    for bit in range(8 * first, 8 * (second - 1), 37):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        cache = AnswerCache(tmp_path)
+        assert [cache.get(key) for key in "abc"] == ["answer a ?", None, "answer c ?"], bit
+        assert cache.damaged >= 1
+        assert len(list(cache.all())) == 2
+        cache.close()
+
+
+def test_on_a_full_disk_no_torn_line_spoils_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, write = AnswerCache(tmp_path), os.write
+    cache.put("a", {"messages": []}, "one")
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda file, data: write(file, data[: len(data) // 2]))
+        with pytest.raises(LineupError, match=r"answers\.jsonl': No space left on device\. .* make room, then"):
+            cache.put("b", {"messages": []}, "two")
+    cache.put("c", {"messages": []}, "three")
+    cache.close()
+    cache = AnswerCache(tmp_path)
+    assert [cache.get(key) for key in "abc"] == ["one", None, "three"]
+    assert cache.damaged == 0
+    cache.close()
+
+
 # ---- what the endpoint can do ----
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"seed": true}', '{"seed": true, "logprobs": true, "jsoo": true}'])
+def test_what_is_remembered_of_an_endpoint_is_asked_again_where_it_is_damaged(
+    damage: str, asking: Asking, tmp_path: Path
+) -> None:
+    (path,) = tmp_path.glob("abilities-*.json")
+    before = path.read_text()
+    path.write_text(damage)
+    client = asking.client()
+    assert client.abilities() == ABLE
+    client.close()
+    assert path.read_text() == before
+
+
+def test_what_cannot_be_remembered_of_an_endpoint_is_a_sentence(
+    asking: Asking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (path,) = tmp_path.glob("abilities-*.json")
+    path.unlink()
+    client = asking.client()
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(LineupError, match="No space left on device"):
+        client.abilities()
+    client.close()
 
 
 def test_requests_are_made_for_repeatable_answers(asking: Asking) -> None:

@@ -1,7 +1,6 @@
 """Loading a model: from a folder, from a package's GGUF, from the Hub; and every way in which that fails."""
 
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +26,6 @@ from pipeline.models import gguf as gguf_models
 from pipeline.models import load
 from pipeline.models.load import check_layers, check_revision, load_model, load_revision, vocabulary
 from tests.pipeline.toy import (
-    LLAMA,
     bridge,
     save_toy_model,
     toy_gpt2,
@@ -37,6 +35,7 @@ from tests.pipeline.toy import (
     toy_neox,
     toy_rwkv,
     toy_tokenizer,
+    write_toy_package,
 )
 
 TOKENS = torch.tensor([[0, 5, 300, 7, 7, 120], [9, 8, 7, 6, 5, 399]])
@@ -119,49 +118,12 @@ def test_leading_spaces_survive_a_tokeniser_that_drops_them_at_the_start() -> No
 # A package with a quantised model in it.
 
 
-def write_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A Llama as llama.cpp's converter writes it, with Q8_0 matrices: enough for transformers to read it back."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("toy")
-    writer.add_block_count(LLAMA["num_hidden_layers"])
-    writer.add_context_length(LLAMA["max_position_embeddings"])
-    writer.add_embedding_length(LLAMA["hidden_size"])
-    writer.add_feed_forward_length(LLAMA["intermediate_size"])
-    writer.add_head_count(LLAMA["num_attention_heads"])
-    writer.add_head_count_kv(LLAMA["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_vocab_size(len(tokenizer))
-    vocab = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(vocab)
-    writer.add_token_merges([" ".join(pair) for pair in merges])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LLAMA["num_hidden_layers"])
-    for name, parameter in model.named_parameters():
-        values = parameter.numpy()
-        kind = gguf.GGMLQuantizationType.Q8_0 if values.ndim == 2 else gguf.GGMLQuantizationType.F32
-        written = names.get_name(name.removesuffix(".weight")) + ".weight"
-        writer.add_tensor(written, gguf.quants.quantize(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An installed package `toy-gguf` that holds a quantised toy model and cannot be imported."""
-    folder = tmp_path / "site" / "toy_gguf"
-    folder.mkdir(parents=True)
-    (folder / "__init__.py").write_text("raise ImportError('no llama.cpp here')", encoding="utf-8")
-    info = tmp_path / "site" / "toy_gguf-1.2.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-gguf\nVersion: 1.2\n", encoding="utf-8")
-    write_gguf(folder / "Toy-Llama.Q8_0.gguf", toy_llama(), toy_tokenizer())
+    name = write_toy_package(tmp_path / "site")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    return "toy-gguf"
+    return name
 
 
 def test_a_packages_gguf_is_read_as_transformers_reads_it(package: str, tmp_path: Path) -> None:

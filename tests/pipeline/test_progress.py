@@ -1,5 +1,6 @@
 """Where a run stands: what the dashboard reads, and what the terminal shows."""
 
+import errno
 import io
 import json
 import os
@@ -64,3 +65,35 @@ def test_the_file_is_whole_whenever_it_is_read_and_says_how_the_run_ended(path: 
     told.done()
     assert json.loads(path.read_text())["state"] == "done"
     assert [file.name for file in path.parent.iterdir()] == ["progress.json"]
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_on_a_full_disk_it_goes_on_in_the_terminal_and_the_old_files_own_room_does_for_the_new_state(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    told = Progress(path, "demo", "", planned_saes=1, terminal=terminal)
+    with told.stage("train", "a label that makes the state longer than it is when it has failed " * 3):
+        monkeypatch.setattr(Path, "replace", refuse)
+    assert "a label that" in terminal.getvalue()
+    told.failed("Short.")
+    monkeypatch.undo()
+    assert (json.loads(path.read_text())["state"], json.loads(path.read_text())["error"]) == ("failed", "Short.")
+    assert [file.name for file in path.parent.iterdir()] == ["progress.json"]
+
+
+def test_a_run_without_file_and_terminal_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal may be a file on the same full disk."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "write", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    told = Progress(path, "demo", "", planned_saes=1, terminal=terminal)
+    with told.stage("train", "training") as advance:
+        advance(1, 2)
+    told.note("Something.")
+    told.failed("Full.")
+    monkeypatch.undo()
+    assert not path.parent.exists()

@@ -1,5 +1,9 @@
 """The study's database is written whole or not at all."""
 
+import os
+import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -80,3 +84,69 @@ def test_a_write_that_fails_leaves_the_old_database(tmp_path: Path) -> None:
         write_study(database, {"latents": [Part(tmp_path / "missing.parquet", {"sae": 0})]})
     assert rows(database, "SELECT count(*) FROM latents") == [(3,)]
     assert [path.name for path in tmp_path.iterdir()] == ["s.duckdb"]
+
+
+def three() -> dict[str, pa.Table]:
+    return {"latents": latents(3).append_column("sae", pa.array([0] * 3))}
+
+
+FULL: dict[str, Callable[[str], Exception]] = {
+    "IOException": lambda words: duckdb.IOException(f'IO Error: Could not write file "s.duckdb.partial": {words}'),
+    "TransactionException": lambda words: duckdb.TransactionException(
+        f'TransactionContext Error: Failed to commit: Could not write file "s.duckdb.partial.wal": {words}'
+    ),
+    "FatalException": lambda words: duckdb.FatalException(
+        f"FATAL Error: Failed to create checkpoint because of error: Could not write file: {words}"
+    ),
+}
+"""What DuckDB raises on a full disk, by how full it is."""
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_database_alone(kind: str, tmp_path: Path) -> None:
+    def full(_: duckdb.DuckDBPyConnection) -> pa.Table:
+        for ending in ("", ".wal"):
+            (tmp_path / f"s.duckdb.partial{ending}").touch()
+        (tmp_path / "s.duckdb.partial.tmp").mkdir()
+        raise FULL[kind]("No space left on device")
+
+    write_study(tmp_path / "s.duckdb", three())
+    with pytest.raises(LineupError, match=r"^Cannot write '.*s\.duckdb': No space left on device\. .* make room, then"):
+        write_study(tmp_path / "s.duckdb", three(), {"tells": full})
+    assert rows(tmp_path / "s.duckdb", "SELECT count(*) FROM latents") == [(3,)]
+    assert [path.name for path in tmp_path.iterdir()] == ["s.duckdb"]
+
+
+def test_an_error_of_duckdbs_that_is_not_the_disks_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(duckdb.CatalogException):
+        write_study(tmp_path / "s.duckdb", {"no_such_table": latents(1)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_beside_its_database_is_not_taken_for_ones_own(tmp_path: Path) -> None:
+    for ending in ("", ".wal"):
+        (tmp_path / f"s.duckdb.partial{ending}").write_bytes(b"half")
+    write_study(tmp_path / "s.duckdb", three())
+    assert rows(tmp_path / "s.duckdb", "SELECT count(*) FROM latents") == [(3,)]
+    assert [path.name for path in tmp_path.iterdir()] == ["s.duckdb"]
+
+
+def press(connection: duckdb.DuckDBPyConnection) -> pa.Table:
+    """Ctrl-C while one query after the other runs: it comes as a KeyboardInterrupt, or as DuckDB's own error."""
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    while True:
+        connection.execute("SELECT sum(range % 7) FROM range(2_000_000)")
+
+
+def told(_: duckdb.DuckDBPyConnection) -> pa.Table:
+    """What DuckDB makes of it in the midst of a query, most of the time."""
+    raise RuntimeError("Query interrupted")
+
+
+@pytest.mark.parametrize("interrupted", [press, told])
+def test_ctrl_c_is_ctrl_c_in_the_midst_of_a_query_too(
+    interrupted: Callable[[duckdb.DuckDBPyConnection], pa.Table], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_study(tmp_path / "s.duckdb", three(), {"tells": interrupted})
+    assert list(tmp_path.iterdir()) == []

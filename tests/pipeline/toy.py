@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -195,6 +196,48 @@ def save_toy_model(folder: Path, model: PreTrainedModel | None = None) -> Path:
     (model or toy_llama()).save_pretrained(folder)
     toy_tokenizer().save_pretrained(folder)
     return folder
+
+
+def write_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A Llama as llama.cpp's converter writes it, with Q8_0 matrices: enough for transformers to read it back."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("toy")
+    writer.add_block_count(LLAMA["num_hidden_layers"])
+    writer.add_context_length(LLAMA["max_position_embeddings"])
+    writer.add_embedding_length(LLAMA["hidden_size"])
+    writer.add_feed_forward_length(LLAMA["intermediate_size"])
+    writer.add_head_count(LLAMA["num_attention_heads"])
+    writer.add_head_count_kv(LLAMA["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(len(tokenizer))
+    vocab = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(vocab)
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LLAMA["num_hidden_layers"])
+    for name, parameter in model.named_parameters():
+        values = parameter.numpy()
+        kind = gguf.GGMLQuantizationType.Q8_0 if values.ndim == 2 else gguf.GGMLQuantizationType.F32
+        written = names.get_name(name.removesuffix(".weight")) + ".weight"
+        writer.add_tensor(written, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_toy_package(site: Path) -> str:
+    """A package in a folder for `sys.path` that holds a quantised toy model and cannot be imported; gives its name."""
+    folder, info = site / "toy_gguf", site / "toy_gguf-1.2.dist-info"
+    folder.mkdir(parents=True)
+    info.mkdir()
+    (folder / "__init__.py").write_text("raise ImportError('no llama.cpp here')", encoding="utf-8")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-gguf\nVersion: 1.2\n", encoding="utf-8")
+    write_gguf(folder / "Toy-Llama.Q8_0.gguf", toy_llama(), toy_tokenizer())
+    return "toy-gguf"
 
 
 def bridge(loaded: LoadedModel) -> Any:
