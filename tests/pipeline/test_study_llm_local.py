@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.artefacts import file_sha256
 from pipeline.autointerp import Client, make_client
 from pipeline.autointerp.prompts import Prompt
 from pipeline.config import LlmConfig
 from pipeline.llama import find
+from pipeline.manifest import file_sha256
 from pipeline.study import run_study
 from pipeline.study_file import load_study
 from tests.pipeline.studies_for_tests import ROOT, command, query, toy_study
