@@ -188,5 +188,5 @@ def test_the_report_has_the_same_over_all_seeds(database: Path, tmp_path: Path) 
     cell = cells_of(text, "control")[2]
     assert f">{fmean(values):.2f}<" in cell
     assert f"from smallest to largest {min(values):.3f} to {max(values):.3f}" in cell
-    folded = text[text.index('<details class="all">') :]
+    folded = text[text.index('<details class="all"><summary>All statistics') :]
     assert folded[: folded.index("</details>")].count('class="tells') == 5

@@ -8,11 +8,16 @@ from tests.pipeline.studies_for_tests import PRECISION, run, toy_study
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy study that `finished` has run."""
+    return toy_study(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def finished(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The database of a toy study, run from the command line without disturbance."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    study = toy_study(tmp_path_factory.mktemp("toy"))
-    outcome = run(study, folder)
+    outcome = run(study_file, folder)
     assert outcome.returncode == 0, outcome.stderr
     return folder / "toy.duckdb"
 

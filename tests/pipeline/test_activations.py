@@ -14,6 +14,7 @@ from pipeline.config import Hook, hook_name
 from pipeline.errors import LineupError
 from pipeline.hardware import Compute
 from pipeline.latents.logits import final_gain
+from pipeline.manifest import note
 from pipeline.models.hooks import blocks, check_hooks
 from pipeline.models.load import LoadedModel
 from pipeline.variants.make import make_variant
@@ -176,6 +177,7 @@ def test_files_that_a_killed_run_left_are_kept_and_the_rest_is_the_same(loaded: 
     run(loaded, "control", whole)
     first = sorted(whole.glob("*"))[0]
     (resumed / first.name).write_bytes(first.read_bytes())
+    note(resumed / first.name)
     before = (resumed / first.name).stat().st_mtime_ns
     run(loaded, "control", resumed)
     assert (resumed / first.name).stat().st_mtime_ns == before

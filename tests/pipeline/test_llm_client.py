@@ -187,7 +187,7 @@ def test_on_a_full_disk_no_torn_line_spoils_the_next(tmp_path: Path, monkeypatch
 def test_what_is_remembered_of_an_endpoint_is_asked_again_where_it_is_damaged(
     damage: str, asking: Asking, tmp_path: Path
 ) -> None:
-    (path,) = tmp_path.glob("abilities-*.json")
+    (path,) = tmp_path.glob("endpoint-*.json")
     before = path.read_text()
     path.write_text(damage)
     client = asking.client()
@@ -202,7 +202,7 @@ def test_what_cannot_be_remembered_of_an_endpoint_is_a_sentence(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    (path,) = tmp_path.glob("abilities-*.json")
+    (path,) = tmp_path.glob("endpoint-*.json")
     path.unlink()
     client = asking.client()
     monkeypatch.setattr(Path, "write_text", full)

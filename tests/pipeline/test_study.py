@@ -117,10 +117,9 @@ def test_the_control_sees_noise_and_the_trained_model_sees_text(finished: Path) 
     assert found["trained"] > found["control"] + 0.15
 
 
-def test_running_it_again_makes_nothing(finished: Path) -> None:
+def test_running_it_again_makes_nothing(finished: Path, study_file: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.parent.rglob("*.parquet")}
-    study = next(path for path in finished.parent.parent.rglob("toy.yaml"))
-    assert run(study, finished.parent).returncode == 0
+    assert run(study_file, finished.parent).returncode == 0
     assert before == {path: path.stat().st_mtime_ns for path in finished.parent.rglob("*.parquet")}
 
 
@@ -146,12 +145,11 @@ def kill_at(moment: Callable[[Path], bool], study: Path, runs: Path) -> None:
 
 
 def test_a_study_that_is_killed_in_every_stage_ends_with_the_same_content(
-    finished: Path, tmp_path_factory: pytest.TempPathFactory
+    finished: Path, study_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    study = next(path for path in finished.parent.parent.rglob("toy.yaml"))
     runs = tmp_path_factory.mktemp("disturbed")
     for moment in MOMENTS.values():
-        kill_at(moment, study, runs)
-    outcome = run(study, runs)
+        kill_at(moment, study_file, runs)
+    outcome = run(study_file, runs)
     assert outcome.returncode == 0, outcome.stderr
     assert differing(finished, runs / "toy.duckdb") == []
