@@ -75,8 +75,8 @@ def bootstrap_raters_and_items(
     drawn. Owen 2007, "The pigeonhole bootstrap". With one rater only items are drawn, so the interval is about that
     rater on other items; with one item only raters. Where raters differ much and are few it is too narrow: simulated
     95% intervals held the truth in 77% with two raters, 81% with three, 87% with five, 94% with eight. Where neither
-    raters nor items differ, as at chance, it is too wide: of 300 simulations each with 2, 5, 10 and 20 raters of 40 items
-    it held the truth in 99.7 to 100%.
+    raters nor items differ, as at chance, it is too wide: with 2, 5, 10 and 20 raters of 40 items it held the truth in
+    99.7 to 100% of 300 simulations each.
     Replicates without any weight are left out. Raises ValueError without two raters or two items.
     """
     values = np.asarray(correct, dtype=float)
