@@ -10,7 +10,9 @@ FROM python AS wheel
 COPY container/build.txt /tmp/
 RUN pip install --quiet --require-hashes --requirement /tmp/build.txt
 COPY pyproject.toml README.md LICENSE /src/
+COPY lineup.py /src/
 COPY app /src/app
+COPY core /src/core
 COPY pipeline /src/pipeline
 COPY static /src/static
 COPY studies /src/studies
@@ -55,7 +57,7 @@ VOLUME /data
 EXPOSE 8000
 USER 10001
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-m", "app.healthcheck"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["lineup", "healthcheck"]
 ENTRYPOINT ["lineup"]
 
 FROM runtime AS serve

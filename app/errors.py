@@ -1,16 +1,7 @@
 """Everything that can go wrong on a page, as one shape: a status, a headline, a sentence, and what there is instead."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-
-
-class ServeError(Exception):
-    """The server cannot start: one sentence that says why and what to do."""
-
-
-class ReportError(Exception):
-    """The report cannot be written: one sentence that says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +24,6 @@ class PageError(Exception):
 
     def __str__(self) -> str:
         return self.message
-
-
-_QUOTED_FOLDERS = re.compile(r"""(['"“]\w*:?)/[^'"”\n]*/(?=[^'"”/])""")
-_FOLDERS = re.compile(r"""(?<![\w./~<-])/(?!/)(?:[^\s/'"“”,;]+/)*(?=[\w.])""")
-
-
-def without_folders(message: str) -> str:
-    """A message for whoever looks at a page, who need not know how this machine's folders are called."""
-    return _FOLDERS.sub("", _QUOTED_FOLDERS.sub(r"\1", message))
 
 
 def not_found(what: str, asked: object, known: Iterable[object], ways: Sequence[Way] = ()) -> PageError:

@@ -15,15 +15,15 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 
-from app import render
+from app.blind import api, organiser, rating
 from app.blind.access import Labels, labels_path, not_while_rating
-from app.db import Database
-from app.envelope import SECURITY_HEADERS, Envelope
-from app.errors import PageError, ServeError, Way, bad_request
-from app.routes import api, blind, compare, health, latent, latents, overview, plots, progress, rate, studies
+from app.errors import PageError, Way, bad_request
+from app.pages import compare, latent, latents, overview, plots, render, studies
+from app.security import SECURITY_HEADERS, Envelope, base_of, path_of
 from app.settings import Settings
-from app.state import base_of, path_of
-from app.studies import Studies, StudyPendingError
+from app.study.files import Database, StudyPendingError
+from app.study.study import Studies
+from core.errors import UserError
 
 PACKAGED_ASSETS: list[str | tuple[str, str]] = [("js_lib_htmx", "static/htmx"), ("plotly", "package_data")]
 """Front-end libraries out of installed Python packages, so that pages need no network."""
@@ -36,7 +36,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.labels = Labels(labels_path(settings.labels, settings.paths))
     app.state.organiser_key = settings.organiser_key
     app.mount("/static", StaticFiles(directory=render.STATIC, packages=PACKAGED_ASSETS), name="static")
-    for module in (studies, overview, progress, health, blind, rate, api):
+    for module in (studies, overview, organiser, rating, api):
         app.include_router(module.router)
     for module in (latents, latent, compare, plots):
         app.include_router(module.router, dependencies=[Depends(not_while_rating)])
@@ -50,7 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def serve(settings: Settings) -> None:
-    """Run the dashboard until it is interrupted; raises ServeError when it cannot start."""
+    """Run the dashboard until it is interrupted; raises UserError when it cannot start."""
     _check_paths(settings)
     with _listen(settings) as listener:
         port = listener.getsockname()[1]
@@ -79,13 +79,13 @@ def _check_paths(settings: Settings) -> None:
     for path in settings.paths:
         try:
             if path.is_file() and path.suffix != ".duckdb":
-                raise ServeError(f"'{path}' is no study file: name a file that ends in .duckdb, or a folder of them.")
+                raise UserError(f"'{path}' is no study file: name a file that ends in .duckdb, or a folder of them.")
             path.open("rb").close() if path.is_file() else next(path.iterdir(), None)
         except FileNotFoundError as error:
             advice = "Make a study with `lineup demo`, or name a study file or a folder of them."
-            raise ServeError(f"There is nothing at '{path}'. {advice}") from error
+            raise UserError(f"There is nothing at '{path}'. {advice}") from error
         except OSError as error:
-            raise ServeError(
+            raise UserError(
                 f"Cannot read '{path}': {error.strerror}. Change its permissions or name another."
             ) from error
 
@@ -103,11 +103,11 @@ def _listen(settings: Settings) -> socket.socket:
         listener.close()
         address = f"{settings.host}:{settings.port}"
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            raise ServeError(
+            raise UserError(
                 f"{address} is in use by another program: choose another port, or 0 for a free one."
             ) from error
         reason = getattr(error, "strerror", None) or error
-        raise ServeError(f"Cannot listen on {address}: {reason}. Choose another host or port.") from error
+        raise UserError(f"Cannot listen on {address}: {reason}. Choose another host or port.") from error
     return listener
 
 

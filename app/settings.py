@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.errors import ServeError
+from core.errors import UserError
 
 _OWN = ("api", "blind", "healthz", "readyz", "s", "static")
 """What the dashboard's own paths begin with: of such a base path nobody could tell whether a proxy took it off."""
@@ -93,7 +93,7 @@ class Settings(BaseSettings):
 
 
 def read_settings(given: Mapping[str, Any]) -> Settings:
-    """Settings from the environment and from what options of the command line give; raises ServeError."""
+    """Settings from the environment and from what options of the command line give; raises UserError."""
     try:
         return Settings(**given)
     except ValidationError as error:
@@ -101,4 +101,4 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
         field = str(first["loc"][0])
         name = f"--{field}" if field in given else f"LINEUP_{field.upper()}"
         said = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-        raise ServeError(f"{name} is {str(first['input'])[:80]!r}: {said}.") from error
+        raise UserError(f"{name} is {str(first['input'])[:80]!r}: {said}.") from error

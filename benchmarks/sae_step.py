@@ -15,7 +15,7 @@ from sae_lens.saes.topk_sae import TopKTrainingSAE
 
 from pipeline.config import SaeConfig
 from pipeline.hardware import describe, detect
-from pipeline.saes.trained import Request
+from pipeline.saes.base import Request
 from pipeline.saes.training import new_sae, new_trainer
 
 D_IN, STEPS = 576, 15

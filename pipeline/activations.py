@@ -1,4 +1,4 @@
-"""Runs a variant once over the corpus: sequences come in, the activations of every hook point go out, in files."""
+"""Runs a variant once over the corpus and keeps the activations of every hook point in files."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from core.files import replacing
 from pipeline.config import Hook
 from pipeline.hardware import Compute
 from pipeline.manifest import note
@@ -70,7 +71,7 @@ def run_variant(
     A file holds `SEQUENCES_IN_FILE` sequences and depends on nothing but its number, so files that an interrupted run
     left, and noted in the folder's manifest, are kept. Returns the number of tokens. The Hugging Face model runs as it
     is: TransformerLens' bridge computes the same, with an attention that can be hooked everywhere and takes a third
-    longer. Raises LineupError when the model lacks a hook point.
+    longer. Raises UserError when the model lacks a hook point.
     """
     variant.model.to(compute.device)
     modules = {_key(layer, hook): hook_module(variant.model, layer, hook) for layer in layers for hook in hooks}
@@ -112,12 +113,8 @@ def stream(
 
 def save_whole(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file so that it exists only when it is complete."""
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with replacing(path) as partial:
         save_file(tensors, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""What stages leave on disk: a folder each, named by the hash of all it depends on, complete as soon as it exists."""
+"""Folders that stages leave on disk, each named by the hash of all it depends on, complete as soon as it exists."""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from core.files import writing
 from pipeline import manifest
-from pipeline.disk import writing
 
 TIMING = "timing.json"
 
@@ -77,7 +77,7 @@ class Artefacts:
         `build` gets a folder that is renamed only when it returns, so a killed run leaves no half artefact;
         it may return the number of tokens it worked on. With `keep_partial` it finds the files there that a killed
         attempt noted, and goes on from those. `sources` are the artefacts that this one is made from, where they
-        stay. Raises LineupError when the disk is full.
+        stay. Raises UserError when the disk is full.
         """
         folder = self.path(stage, inputs)
         if self.has(stage, inputs, sources):

@@ -2,20 +2,21 @@
 
 from transformers import PreTrainedModel
 
+from core.errors import UserError
 from pipeline import autointerp, hardware
 from pipeline.config import ModelConfig, Study, layers_of
-from pipeline.errors import LineupError
 from pipeline.models.hooks import check_hooks
 from pipeline.models.load import ModelInfo, at_revision, check_context, check_layers, check_revision
 from pipeline.models.shapes import is_known, shape_of
 from pipeline.saes.architectures import ARCHITECTURES, check_tokens
 from pipeline.text.corpus import Corpus
 from pipeline.text.documents import find_source
-from pipeline.variants.make import check_variant, find_variant
+from pipeline.variants.make import check_variant
+from pipeline.variants.table import find_variant
 
 
 def check_names(study: Study) -> None:
-    """Raise LineupError for variants and a source of text that there are not."""
+    """Raise UserError for variants and a source of text that there are not."""
     for revision in _revisions(study):
         for config in study.models:
             at_revision(config, revision)
@@ -23,7 +24,7 @@ def check_names(study: Study) -> None:
 
 
 def check_tools(study: Study) -> None:
-    """Raise LineupError for scorers that lack what they need here, for revisions that the Hub does not have, for what
+    """Raise UserError for scorers that lack what they need here, for revisions that the Hub does not have, for what
     later models cannot have (the first is loaded at once), and as `settled` does.
     """
     hardware.settled(study.precision)
@@ -43,7 +44,7 @@ def _revisions(study: Study) -> list[str]:
 
 
 def check_corpus(study: Study, corpus: Corpus) -> None:
-    """Raise LineupError where the SAEs have too few tokens to train on."""
+    """Raise UserError where the SAEs have too few tokens to train on."""
     sequences = len(corpus.training) or int((~corpus.held_out).sum())
     for sae in study.saes:
         check_tokens(sae, sequences * (corpus.tokens.shape[1] - study.corpus.drop_positions))
@@ -52,7 +53,7 @@ def check_corpus(study: Study, corpus: Corpus) -> None:
 def check_model(study: Study, config: ModelConfig, info: ModelInfo, model: PreTrainedModel) -> tuple[int, ...]:
     """The layers that the study asks for; `model` may be without memory.
 
-    Raises LineupError for layers, hook points, variants, lengths and SAEs that this model cannot have.
+    Raises UserError for layers, hook points, variants, lengths and SAEs that this model cannot have.
     """
     layers = layers_of(study, config, info.n_layers)
     check_layers(info, layers)
@@ -63,7 +64,7 @@ def check_model(study: Study, config: ModelConfig, info: ModelInfo, model: PreTr
     for sae in study.saes:
         ARCHITECTURES[sae.architecture].check(sae, info.d_model)
     if study.collect.logit_tokens > info.vocab_size:
-        raise LineupError(
+        raise UserError(
             f"collect.logit_tokens is {study.collect.logit_tokens}, but {info.model} has only {info.vocab_size} tokens:"
             " take fewer."
         )

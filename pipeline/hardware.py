@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from core.errors import UserError
 from pipeline.config import Precision
-from pipeline.errors import LineupError
 
 VARIABLE = "LINEUP_PRECISION"
 """The environment variable that says what `auto` means, so that one machine can do as another would."""
@@ -38,7 +38,7 @@ def detect(precision: Precision = "auto") -> Compute:
     """CUDA when there is one, in the precision that is asked for.
 
     `auto` takes bfloat16 only where the hardware multiplies it: emulated, which works anywhere, it is slower than
-    float32. Raises LineupError where LINEUP_PRECISION names no precision.
+    float32. Raises UserError where LINEUP_PRECISION names no precision.
     """
     device, asked = "cuda" if torch.cuda.is_available() else "cpu", settled(precision)
     return Compute(device, _multiplies_bfloat16(device) if asked == "auto" else asked == "bfloat16")
@@ -47,7 +47,7 @@ def detect(precision: Precision = "auto") -> Compute:
 def settled(precision: Precision) -> Precision:
     """The precision that a study asks for, or LINEUP_PRECISION where it leaves the choice; `auto` without either.
 
-    Raises LineupError where LINEUP_PRECISION names no precision.
+    Raises UserError where LINEUP_PRECISION names no precision.
     """
     if precision != "auto":
         return precision
@@ -57,7 +57,7 @@ def settled(precision: Precision) -> Precision:
         case "float32" | "bfloat16" as named:
             return named
         case other:
-            raise LineupError(
+            raise UserError(
                 f"{VARIABLE} is '{other}', which is no precision. Known: float32, bfloat16; without it the hardware"
                 " decides."
             )
@@ -71,14 +71,14 @@ def _multiplies_bfloat16(device: str) -> bool:
 
 @contextmanager
 def enough_memory() -> Iterator[None]:
-    """Raise LineupError where memory, of the machine or of its GPU, is asked for that there is not."""
+    """Raise UserError where memory, of the machine or of its GPU, is asked for that there is not."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         words = " ".join(str(error).split())
         if isinstance(error, RuntimeError) and not re.search("can't allocate memory|out of memory", words):
             raise
-        raise LineupError(
+        raise UserError(
             f"There is not enough memory ({words[:200] or type(error).__name__}). What is finished is kept: see by"
             " `lineup plan` what takes how much, and lower sae.d_sae, sae.batch_tokens or corpus.tokens."
         ) from error

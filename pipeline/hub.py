@@ -1,4 +1,4 @@
-"""What lies behind a name on the Hub: a repository comes in, the commit that it is at goes out."""
+"""Which commit a name on the Hub is at."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""A language model without an address: llama.cpp's server on this machine, with a model from a package or a file."""
+"""Runs llama.cpp's server on this machine for as long as a study or a rater needs a local language model."""
 
 import importlib.util
 import json
@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from pipeline.errors import LineupError
+from core.errors import UserError
+from core.files import replacing, writing
 from pipeline.models import wheels
 
 LOCAL = "local"
@@ -35,7 +36,7 @@ class Llama:
     """A model, and the server that is started when its address is first asked for and ends with this program.
 
     It answers `slots` prompts at once, of up to `context` tokens each. A model in pieces is joined in `cache`. Raises
-    LineupError where llama.cpp or the model is missing; `setting` is what the user asked for it with.
+    UserError where llama.cpp or the model is missing; `setting` is what the user asked for it with.
     """
 
     def __init__(
@@ -52,12 +53,12 @@ class Llama:
         """What decides its answers: the content of the model's file, and the version of llama.cpp."""
 
     def address(self) -> Address:
-        """Where it listens; starts it if it has not been started. Raises LineupError if it cannot be, or has ended."""
+        """Where it listens; starts it if it has not been started. Raises UserError if it cannot be, or has ended."""
         with self._lock:
             if self._process is None:
                 self._start()
             elif self._process.poll() is not None:
-                raise LineupError(
+                raise UserError(
                     f"llama.cpp, which ran the local language model, has ended with status {self._process.returncode}:"
                     " run the same command again, what is answered is kept."
                 )
@@ -84,7 +85,7 @@ class Llama:
         except ValueError:
             said = {"error": f"ended with status {self._process.wait()} while it was loading the model"}
         if "error" in said:
-            raise LineupError(f"llama.cpp, which would run the local language model, {said['error']}.")
+            raise UserError(f"llama.cpp, which would run the local language model, {said['error']}.")
         self._address = Address(said["address"], said["key"])
 
     def _file(self) -> Path:
@@ -93,15 +94,11 @@ class Llama:
             return self._pieces[0]
         file = self._cache / f"{self._sha256[:12]}-{wheels.whole_name(self._pieces)}"
         if not file.exists():
-            partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-            try:
+            own = file.with_name(f"{file.name}.{os.getpid()}")  # several programs may want it at once
+            with writing(file), replacing(own) as partial:
                 self._cache.mkdir(parents=True, exist_ok=True)
                 wheels.write_whole(self._pieces, partial)
-                partial.replace(file)
-            except OSError as error:
-                raise LineupError(f"Cannot write '{file}': {error.strerror}. Make room, then run again.") from error
-            finally:
-                partial.unlink(missing_ok=True)
+            own.replace(file)
         return file
 
     def close(self) -> None:
@@ -126,9 +123,9 @@ class Llama:
 
 
 def find(source: str, setting: str = "autointerp.llm.model") -> Sequence[Path]:
-    """The file of a local model, or its pieces. Raises LineupError where it, or llama.cpp, is missing."""
+    """The file of a local model, or its pieces. Raises UserError where it, or llama.cpp, is missing."""
     if importlib.util.find_spec(PACKAGE) is None:
-        raise LineupError(
+        raise UserError(
             f"A local language model needs {PACKAGE}, which is not installed: pip install 'latent-lineup[llm]', or name"
             " an endpoint that is running already."
         )
@@ -136,8 +133,8 @@ def find(source: str, setting: str = "autointerp.llm.model") -> Sequence[Path]:
     if kind == "wheel" and place:
         return wheels.pieces(place, setting)
     if kind != "gguf" or not place:
-        raise LineupError(f"Unknown {setting} '{source}' of a local model. Known: wheel:PACKAGE, gguf:PATH.")
+        raise UserError(f"Unknown {setting} '{source}' of a local model. Known: wheel:PACKAGE, gguf:PATH.")
     file = Path(place).expanduser()
     if not file.is_file():
-        raise LineupError(f"The file '{place}' of {setting} does not exist: give the path of a GGUF file.")
+        raise UserError(f"The file '{place}' of {setting} does not exist: give the path of a GGUF file.")
     return [file]

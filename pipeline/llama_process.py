@@ -1,7 +1,7 @@
-"""The process that llama.cpp's own server runs in: a GGUF file comes in, an address on the loopback goes out.
+"""The process in which llama.cpp's own server runs.
 
-It is run by its path, by `llama.py`, and ends when its standard input does: when whoever started it ends, in whatever
-way. An abort in llama.cpp does not take the study with it.
+`llama.py` runs it by its path. It ends when its standard input does, so when whoever started it ends, in whatever way;
+and an abort in llama.cpp does not take the study with it.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""What a finished folder holds, noted in a file that is written last: hash and size of every file, and its sources.
+"""What a finished folder holds: size and hash of every file, and its sources, in a file that is written last.
 
 So it can be told later whether the folder still holds what it held.
 """
@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pipeline.disk import flush
+from core.files import flush
 
 NAME = "manifest.txt"
 FROM = "from "

@@ -1,4 +1,4 @@
-"""Where a study stands: the stages tell it, the terminal and `progress.json` (which the dashboard reads) show it."""
+"""Shows on the terminal, and in `progress.json` for the dashboard, where a run stands."""
 
 import json
 import os

@@ -30,8 +30,8 @@ from pipeline.measures.metrics import (
 )
 from pipeline.progress import Advance
 from pipeline.saes import architectures
+from pipeline.saes.base import Further
 from pipeline.saes.pretrained import contents
-from pipeline.saes.trained import Further
 from pipeline.seeds import derive_seed, torch_generator
 from pipeline.stages import Context, VariantRun, named
 

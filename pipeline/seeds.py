@@ -1,4 +1,4 @@
-"""All randomness comes from generators made here, out of one seed and the name of what they are for."""
+"""All generators of random numbers, derived from one seed and the name of what they are for."""
 
 import hashlib
 

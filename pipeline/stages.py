@@ -18,7 +18,8 @@ from pipeline.models.load import LoadedModel, ModelInfo, load_revision, revision
 from pipeline.progress import Progress
 from pipeline.seeds import derive_seed
 from pipeline.text.corpus import Corpus
-from pipeline.variants.make import VariantModel, find_variant, make_variant, tensor_table
+from pipeline.variants.make import VariantModel, make_variant, tensor_table
+from pipeline.variants.table import find_variant
 
 
 @dataclass

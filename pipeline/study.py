@@ -1,4 +1,4 @@
-"""All stages of a study, in order: a study file comes in, one DuckDB file goes out and grows while this runs.
+"""Runs all stages of a study in order; its DuckDB file grows while this runs.
 
 Every stage leaves an artefact under the hash of what it depends on, so a run that was killed anywhere goes on from
 there, and a finished one is only looked at.
@@ -18,14 +18,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
+from core.errors import BrokenError, UserError
 from pipeline import autointerp, hardware
 from pipeline.artefacts import Artefacts, digest
 from pipeline.checks import check_corpus, check_model, check_names, check_tools
 from pipeline.config import CorpusConfig, ModelConfig, Study
-from pipeline.errors import BrokenError, LineupError
+from pipeline.database import Finished, publish
 from pipeline.models.load import LoadedModel, behaviour_sha256, load_model, tokenizer_sha256, vocabulary
 from pipeline.progress import Progress
-from pipeline.publish import Finished, publish
 from pipeline.sae_stages import SaeRun, measure_losses, saes_of
 from pipeline.stages import Context, VariantRun, draws
 from pipeline.text.contents import contents
@@ -45,7 +45,7 @@ MOST_SAID = 200
 def run_study(study: Study, runs: Path, terminal: TextIO | None = None) -> Path:
     """Run what is missing of a study and give its database, `runs/<name>.duckdb`.
 
-    Raises LineupError for whatever the user can mend, BrokenError for anything else; what is finished is kept.
+    Raises UserError for whatever the user can mend, BrokenError for anything else; what is finished is kept.
     """
     check_names(study)
     check_tools(study)
@@ -58,7 +58,7 @@ def run_study(study: Study, runs: Path, terminal: TextIO | None = None) -> Path:
         try:
             with _ended_by_sigterm(progress), hardware.enough_memory():
                 _run(finished, progress, database)
-        except LineupError as error:
+        except UserError as error:
             progress.failed(str(error))
             raise
         except KeyboardInterrupt:
@@ -169,7 +169,7 @@ def _prepare(finished: Finished, config: ModelConfig, progress: Progress, client
         loaded = load_model(config, artefacts.root.parent / "models", progress.note)
     layers = check_model(study, config, loaded.info, loaded.model)
     if loaded.info.model in (context.info.model for context in finished.contexts):
-        raise LineupError(f"Two models of the study are both called {loaded.info.model}: run them as two studies.")
+        raise UserError(f"Two models of the study are both called {loaded.info.model}: run them as two studies.")
     with progress.stage("corpus", f"reading and tokenising {study.corpus.source}"):
         corpus = _corpus(study, loaded, artefacts, versions)
         words = vocabulary(loaded.tokenizer, loaded.info.vocab_size)
@@ -238,12 +238,12 @@ def _alone(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w", encoding="utf-8")
     except OSError as error:
-        raise LineupError(
+        raise UserError(
             f"Cannot write to '{folder}': {error.strerror}. Make room, or choose another folder with --runs."
         ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise LineupError(f"The study in '{folder}' is being run by another process: wait for it.") from error
+            raise UserError(f"The study in '{folder}' is being run by another process: wait for it.") from error
         yield

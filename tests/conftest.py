@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import settings
 
-from pipeline.errors import LineupError
+from core.errors import UserError
 from pipeline.hardware import describe, detect
 
 settings.register_profile("any machine", deadline=None)
@@ -14,5 +14,5 @@ def pytest_report_header() -> str:
     """Processor, cores, and what `precision: auto` means here."""
     try:
         return f"machine: {describe()}; precision: auto is {detect().precision}"
-    except LineupError as error:
+    except UserError as error:
         raise pytest.UsageError(str(error)) from error

@@ -15,10 +15,10 @@ import yaml
 from starlette.testclient import TestClient
 
 from app.main import create_app
-from app.progress import read_progress
 from app.settings import Settings
-from pipeline import store
-from pipeline.__main__ import main
+from core.progress import read_progress
+from lineup import main
+from pipeline import database
 from tests.app.small_study import write_small_study
 from tests.pipeline.studies_for_tests import ROOT, command, toy_study
 
@@ -133,9 +133,9 @@ def test_ctrl_c_while_the_database_is_written_is_a_sentence_and_leaves_nothing_h
     runs = tmp_path / "runs"
     small = ["run", str(study), "--runs", str(runs), "--set", "layers=[0]", "--set", "variants=[trained]"]
     with monkeypatch.context() as pressed:
-        pressed.setattr(store, "_derive", press)
+        pressed.setattr(database, "_derive", press)
         assert main(small) == 130
-    assert capsys.readouterr().err.endswith("\nlineup: stopped; the same command goes on from here.\n")
+    assert capsys.readouterr().err.endswith("\nlineup: stopped. Run the same command again to resume.\n")
     assert json.loads((runs / "toy" / "progress.json").read_text())["state"] == "stopped"
     assert [path.name for path in runs.iterdir() if path.is_file()] == []
     assert main(small) == 0
@@ -173,7 +173,7 @@ def test_sigterm_ends_a_run_and_the_page_learns_of_it(study: Path, tmp_path: Pat
 
 
 def test_sigterm_ends_the_demo_with_the_study_that_it_started(tmp_path: Path) -> None:
-    demo = [sys.executable, "-m", "pipeline", "demo", "--runs", str(tmp_path), "--port", "0"]
+    demo = [sys.executable, "-m", "lineup", "demo", "--runs", str(tmp_path), "--port", "0"]
     report = tmp_path / "demo" / "progress.json"
     with subprocess.Popen(demo, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -194,8 +194,8 @@ def test_a_demo_whose_study_has_ended_leaves_no_zombie(tmp_path: Path, monkeypat
             ended.set()
             return status
 
-    monkeypatch.setattr("pipeline.__main__.STUDIES", tmp_path)  # there is no demo.yaml: it ends at once
-    monkeypatch.setattr("pipeline.__main__.subprocess.Popen", Watched)
+    monkeypatch.setattr("lineup.STUDIES", tmp_path)  # there is no demo.yaml: it ends at once
+    monkeypatch.setattr("lineup.subprocess.Popen", Watched)
     monkeypatch.setattr("app.main.serve", lambda _: asked.append(ended.wait(120)))
     asked: list[bool] = []
     assert main(["demo", "--runs", str(tmp_path)]) == 0

@@ -9,7 +9,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from app.settings import Settings
-from pipeline.__main__ import LISTS, _parser
+from lineup import LISTS, commands
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,26 +26,30 @@ def test_every_setting_is_in_the_readme_with_its_default_and_no_other_is() -> No
 
 
 def test_every_command_is_in_the_readme() -> None:
-    commands = set(next(action.choices for action in _parser()._actions if action.choices))
-    assert commands == set(re.findall(r"^\| `lineup (\w+)", README, re.MULTILINE))
+    shown = {name for name, command in commands.commands.items() if not command.hidden}
+    assert shown == set(re.findall(r"^\| `lineup (\w+)", README, re.MULTILINE))
     assert "show " + r"\|".join(["architectures", "variants", "metrics", "scorers", "protocols"]) in README
     assert set(LISTS) == {"architectures", "variants", "metrics", "scorers", "protocols"}
 
 
 @pytest.mark.parametrize(
     "path",
-    sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "app" / "blind").glob("*.py"), *(ROOT / "app").glob("*.py")]),
-    ids=lambda path: path.name,
+    sorted(path for floor in ("core", "pipeline", "app") for path in (ROOT / floor).rglob("*.py")),
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
-def test_every_file_is_on_the_map(path: Path) -> None:
-    assert path.stem in CONTRIBUTING or path.name == "__init__.py"
+def test_every_file_is_on_the_map_at_its_place(path: Path) -> None:
+    """In its floor's table: by name in the folder's row, or as a file of the floor itself."""
+    floor, *rooms, file = path.relative_to(ROOT).parts
+    table = CONTRIBUTING.partition(f"**`{floor}/`**")[2].partition("\n**")[0]
+    row = next(line for line in table.splitlines() if line.startswith(f"| `{rooms[0]}/`")) if rooms else table
+    assert f"`{path.stem if rooms else file}`" in row or file == "__init__.py"
 
 
 @pytest.mark.parametrize("document", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
 def test_links_and_named_files_exist(document: str) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", document):
         assert (ROOT / target).exists(), target
-    for name in re.findall(r"`((?:app|pipeline|tests|templates|studies)/[\w./]+)`", document):
+    for name in re.findall(r"`((?:app|core|pipeline|tests|templates|studies)/[\w./]+)`", document):
         assert (ROOT / name).exists(), name
 
 
@@ -72,7 +76,8 @@ def test_the_services_of_the_compose_file_are_stages_and_commands_that_there_are
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
     stages = re.findall(r"^FROM \S+ AS (\w+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
     assert {service["build"]["target"] for service in compose["services"].values()} <= set(stages)
-    _parser().parse_args(compose["services"]["study"]["command"])
+    name, *arguments = compose["services"]["study"]["command"]
+    commands.commands[name].make_context(name, arguments)
     assert all(service["read_only"] for service in compose["services"].values())
 
 

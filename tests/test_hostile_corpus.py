@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from app.main import create_app
 from app.settings import Settings
-from pipeline.__main__ import main
+from lineup import main
 from tests.pipeline.studies_for_tests import toy_study
 from tests.pipeline.toy import toy_documents, toy_llama, toy_tokenizer
 

@@ -9,11 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-ORDER = [
-    {"errors", "seeds"},
-    {"disk", "hub"},
-    {"config", "hardware", "manifest", "store", "rater"},
-    {"artefacts", "places", "progress", "study_file"},
+PIPELINE = [
+    {"seeds"},
+    {"hub"},
+    {"config", "hardware", "manifest"},
+    {"artefacts", "places", "progress"},
     {"text"},
     {"models"},
     {"llama", "llama_process"},
@@ -25,12 +25,14 @@ ORDER = [
     {"autointerp"},
     {"stages"},
     {"sae_stages"},
-    {"publish"},
+    {"database"},
     {"checks"},
     {"study", "plan"},
-    {"__main__"},
 ]
 """Modules and folders of `pipeline` from the first to the last; each imports from earlier lines or its own."""
+
+APP = [{"errors", "settings"}, {"security"}, {"study"}, {"display"}, {"pages"}, {"blind"}, {"main"}]
+"""The same of `app`."""
 
 
 def imported(path: Path, package: str) -> set[str]:
@@ -41,35 +43,36 @@ def imported(path: Path, package: str) -> set[str]:
             parts = node.module.split(".")[1:]
             found |= {parts[0]} if parts else {alias.name for alias in node.names}
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith(package + ".")}
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == package}
     return found
 
 
-def place(module: str) -> int:
-    return next(number for number, modules in enumerate(ORDER) if module in modules)
+def files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "pipeline").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_pipeline_imports_go_one_way(path: Path) -> None:
-    relative = path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
-    if relative == "__init__":
-        return
-    later = {module for module in imported(path, "pipeline") if place(module) > place(relative)}
-    assert later == set()
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "app").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_dashboard_never_imports_the_pipeline(path: Path) -> None:
-    assert imported(path, "pipeline") == set()
+@pytest.mark.parametrize("path", [*files("app"), *files("pipeline"), *files("core")], ids=named)
+def test_three_floors(path: Path) -> None:
+    """`lineup.py` knows both halves, which do not know each other; `core` knows neither."""
+    floor = path.relative_to(ROOT).parts[0]
+    for other in {"app", "pipeline", "core", "lineup"} - {floor, "core" if floor != "core" else ""}:
+        assert imported(path, other) == set()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "pipeline").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_only_the_command_line_imports_the_dashboard(path: Path) -> None:
-    """And `tell`, which takes its statistics from there: there is one definition of an AUROC."""
-    assert imported(path, "app") == ({"agreement"} if path.name == "tell.py" else set()) or path.name == "__main__.py"
+@pytest.mark.parametrize("path", [*files("app"), *files("pipeline")], ids=named)
+def test_imports_go_one_way(path: Path) -> None:
+    package, room, *_ = path.relative_to(ROOT).with_suffix("").parts
+    order = {"app": APP, "pipeline": PIPELINE}[package]
+    if room != "__init__":
+        place = {module: number for number, modules in enumerate(order) for module in modules}
+        assert {module for module in imported(path, package) if place[module] > place[room]} == set()
 
 
-@pytest.mark.parametrize("module", ["app.main", "pipeline.__main__", "pipeline.study_file"])
+@pytest.mark.parametrize("module", ["app.main", "lineup", "pipeline.config"])
 def test_a_base_install_is_enough_to_serve(module: str) -> None:
     heavy = ["torch", "pyarrow", "pandas", "scipy", "sae_lens", "transformer_lens", "transformers", "gensim"]
     code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
@@ -79,10 +82,9 @@ def test_a_base_install_is_enough_to_serve(module: str) -> None:
 
 def test_sql_is_written_in_one_place_and_read_in_one() -> None:
     allowed = {
-        "pipeline/store.py",
-        "app/queries.py",
-        "app/aggregates.py",
-        "app/db.py",
+        "pipeline/database.py",
+        "app/study/queries.py",
+        "app/study/files.py",
         "app/blind/tables.py",
         "app/blind/export.py",
     }

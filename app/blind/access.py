@@ -8,9 +8,13 @@ from pathlib import Path
 
 from fastapi import Request, Response
 
-from app.blind.records import Session
+from app.blind.design import Design
+from app.blind.evidence import identity, prepare
+from app.blind.records import Experiment, Session
 from app.blind.store import LabelStore
-from app.errors import PageError, ServeError, Way
+from app.errors import PageError, Way
+from app.study.study import Study
+from core.errors import UserError
 
 COOKIE = "lineup_rater"
 COOKIE_SECONDS = 365 * 24 * 3600
@@ -32,7 +36,7 @@ class Labels:
             if self._store is None:
                 try:
                     self._store = LabelStore(self.path)
-                except ServeError as error:
+                except UserError as error:
                     raise PageError(503, "No labels can be kept here now", str(error)) from error
             return self._store
 
@@ -138,3 +142,16 @@ def not_while_rating(request: Request) -> None:
 
 def _signature(secret: bytes, text: str) -> str:
     return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()
+
+
+def check_key(request: Request, given: str) -> None:
+    """Refuse to set an experiment up without the organiser's key, where the server has one; raises a 403."""
+    wanted: str = request.app.state.organiser_key
+    if wanted and not hmac.compare_digest(given.encode(), wanted.encode()):
+        what = "is missing" if not given else "is not the right one"
+        raise PageError(403, "Organisers only", f"The organiser's key {what}.", "Ask whoever runs this server for it.")
+
+
+def make_experiment(request: Request, study: Study, design: Design) -> tuple[Experiment, str]:
+    """Draw the pool, freeze its evidence and keep it; gives the experiment and the organiser's token."""
+    return store_of(request).create_experiment(design, identity(study), prepare(study, design))

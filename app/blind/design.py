@@ -1,4 +1,4 @@
-"""What an experiment is told before it starts: every field with its unit; nothing in it changes afterwards."""
+"""The design of an experiment, fixed before the first label, and the words in which raters are asked and told."""
 
 import math
 from collections.abc import Mapping
@@ -7,8 +7,13 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from app.study.study import Study
+
 Form: TypeAlias = Literal["single", "pair"]
 """One latent, "trained or random?"; or two side by side, "which one is trained?"."""
+
+Practice: TypeAlias = Literal["again", "known"]
+"""Why a whole session is practice: its browser or program has had one here, or knows too many of the latents."""
 
 FEWEST_GOLD = 3
 """Gold trials that a rater must have answered before the rule about them applies: fewer say too little."""
@@ -159,3 +164,94 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"Unknown key '{name}'. Known: {', '.join(Design.model_fields)}."
     return f"{name} is {str(first['input'])[:80]!r}: {said}." if name else f"{said}."
+
+
+Kind: TypeAlias = Literal["practice", "main", "repeat", "gold"]
+
+
+Truth: TypeAlias = Literal["trained", "random", "left", "right"]
+
+
+REASONS = (
+    "I cannot read this language or script",
+    "I know this latent from elsewhere",
+    "I pressed by mistake",
+    "other",
+)
+"""Why a trial is skipped."""
+
+BREAK_AFTER = 50
+"""Trials between two offers of a break."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a form asks; `answers` are those from 1 to 6."""
+
+    text: str
+    answers: tuple[str, str, str, str, str, str]
+    low: str
+    high: str
+
+
+QUESTIONS: dict[Form, Question] = {
+    "single": Question(
+        "Was this latent found in a trained transformer, or in a randomised one?",
+        ("surely random", "probably random", "perhaps random", "perhaps trained", "probably trained", "surely trained"),
+        "random",
+        "trained",
+    ),
+    "pair": Question(
+        "One of these latents was found in a trained transformer, the other in a randomised one. Which is the trained"
+        " one?",
+        ("surely left", "probably left", "perhaps left", "perhaps right", "probably right", "surely right"),
+        "left",
+        "right",
+    ),
+}
+
+TRUTHS: dict[Truth, str] = {
+    "trained": "It is from the trained transformer.",
+    "random": "It is from a randomised transformer.",
+    "left": "The left one is from the trained transformer.",
+    "right": "The right one is from the trained transformer.",
+}
+
+PRACTICE: dict[Practice, str] = {
+    "again": "practice, and not counted: only the first session is, because whoever has been told the truth about"
+    " latents remembers it.",
+    "known": "practice, and not counted: you have met too many of its latents in another experiment, and whoever has"
+    " been told the truth about latents remembers it.",
+}
+"""What a session is that does not count, and why, to whoever is in it."""
+
+RUBRIC = (
+    "A latent is one direction that a sparse autoencoder found in a transformer's activations. You see the texts on"
+    " which it was most active. The stronger a token's colour, the more active the latent was on it, on its own scale.",
+    "A latent of a trained transformer may follow a meaning, a grammatical role, a style, a place in the text, or one"
+    " word. A latent of a randomised transformer can only follow what survives random weights.",
+    "Ask: is there one thing that all coloured tokens share? Does it need the words around them to be seen? Would a"
+    " transformer that never learnt anything have it too?",
+    "In a few trials the text is shuffled word by word, so that nothing can be read: that counts as random.",
+    "Answer with your first considered impression. There is no penalty for doubt: say how sure you are.",
+)
+"""Written instructions, in paragraphs. They say what can be told apart, not how the study's latents do differ."""
+
+
+def right(form: Form, truth: Truth, answer: int) -> bool:
+    """Whether an answer from 1 to 6 is on the side of the truth."""
+    question = QUESTIONS[form]
+    return (question.high if answer >= 4 else question.low) == truth
+
+
+QUICK_TRIALS = 40
+"""What the form begins with: one person is through in some four minutes."""
+
+
+Values = dict[str, Any]
+
+
+def standard(study: Study) -> Values:
+    """What an experiment is when nothing else is said: all layers, the first random variant, one latent at a time."""
+    random = [variant.variant for variant in study.variants if not variant.is_trained]
+    return {"title": "Trained or random?", "form": "single", "layers": study.layers, "variants": random[:1]}

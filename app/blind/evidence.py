@@ -1,6 +1,7 @@
-"""What a rater sees of a latent: from an open study to plain data, built once and frozen with the experiment.
+"""What a rater sees of a latent, as plain data, built once and frozen with the experiment.
 
-Texts are the corpus's own, control characters and all: whoever draws them uses `app.tokens.visible` and escapes.
+Texts are the corpus's own, control characters and all: whoever draws them escapes them, and makes them visible with
+`app.display.contexts.visible`.
 """
 
 import hashlib
@@ -13,11 +14,12 @@ from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
-from app import axes, queries, tokens
 from app.blind.design import Design, DesignError
-from app.blind.draw import Candidate, Pair, draw_pool
-from app.db import Reader, Row
-from app.studies import Study
+from app.blind.sampling import Candidate, Pair, draw_pool
+from app.display import contexts
+from app.study import axes, queries
+from app.study.files import Reader, Row
+from app.study.study import Study
 
 TOP_LEVEL = 9
 """The level of a latent's largest shown activation; 0 is not active."""
@@ -195,7 +197,7 @@ def _texts(reader: Reader, sae: int, rows: Rows) -> dict[int, str]:
     ids: set[int] = set()
     for table in ("contexts", "logit_effects"):
         for own in rows.get(table, {}).values():
-            ids |= tokens.token_ids(own)
+            ids |= contexts.token_ids(own)
     return {token: f"⟨{token}⟩" for token in ids} | queries.token_texts(reader, sae, ids)
 
 

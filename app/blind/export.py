@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 import duckdb
 
+from app.blind.design import right
 from app.blind.records import Experiment, Item, Logged
-from app.blind.words import right
 
 Row: TypeAlias = dict[str, Any]
 

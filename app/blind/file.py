@@ -10,15 +10,16 @@ from pathlib import Path
 import duckdb
 
 from app.blind import tables, wal
-from app.db import FATAL, first_line
-from app.errors import PageError, ServeError
+from app.errors import PageError
+from app.study.files import FATAL, first_line
+from core.errors import UserError
 
 SCHEMA_VERSION = 2
 """Files of version 1 are brought to it when they are opened; then only programs that know it can open them."""
 
 
 class LabelFile:
-    """An open file of labels, made if it is not there; raises ServeError when it cannot be had.
+    """An open file of labels, made if it is not there; raises UserError when it cannot be had.
 
     DuckDB syncs its write-ahead log at every commit (fdatasync), so a committed row outlives `kill -9` and, as far as
     the disk keeps its word, a power cut. `checkpoint_bytes` is the size of the log at which it goes into the file.
@@ -107,7 +108,7 @@ def _checked(path: Path) -> bytes:
     with duckdb.connect(str(path), read_only=True) as connection:
         version, secret = tables.meta(connection)
         if version not in (1, SCHEMA_VERSION):
-            raise ServeError(
+            raise UserError(
                 f"'{path.name}' has labels in version {version} of the schema, this program knows {SCHEMA_VERSION}:"
                 " use the program that made it, or name another file in LINEUP_LABELS."
             )
@@ -143,13 +144,13 @@ def _make(path: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _unavailable(path: Path, error: Exception) -> ServeError:
+def _unavailable(path: Path, error: Exception) -> UserError:
     if "set lock on file" in str(error):
-        return ServeError(
+        return UserError(
             f"'{path.name}' is in use by another program, and only one can keep labels in it: stop that program, or"
             " name another file in LINEUP_LABELS."
         )
-    return ServeError(
+    return UserError(
         f"Cannot keep labels in '{path.name}': {first_line(error)} Nothing in it was changed. Put back a copy of"
         " it that is whole, or name another file in LINEUP_LABELS; studies can be looked at all the same."
     )

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from math import comb
 
+from app.blind.analysis import Vote, votes_of
 from app.blind.design import Design
 from app.blind.records import Standing
-from app.blind.votes import Vote, votes_of
 
 SIGNIFICANT = 0.01
 """One rater in a hundred who was told nothing is called knowing by chance."""

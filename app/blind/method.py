@@ -4,14 +4,14 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from app.blind.design import FEWEST_GOLD, Design
-from app.blind.draw import BLOCKS, CALIPER, REPEAT_DISTANCE
-from app.blind.metrics import FOLDS
+from app.blind.analysis import FOLDS
+from app.blind.design import FEWEST_GOLD, QUESTIONS, Design
 from app.blind.outcomes import MetricOutcome, Overall, RaterOutcome, Results
 from app.blind.records import Experiment
-from app.blind.words import QUESTIONS
-from app.stats import Estimate, Interval
-from app.tokens import visible
+from app.blind.sampling import BLOCKS, CALIPER, REPEAT_DISTANCE
+from app.display.contexts import visible
+from core.stats import Estimate, Interval
+from core.text import count, listed
 
 TIERS = {
     1: "contexts",
@@ -59,7 +59,7 @@ def _drawing(design: Design, results: Results) -> str:
     return (
         f"Latents of both kinds were drawn by one rule (alive, with at least {design.contexts} different contexts) and"
         f" matched one to one, without replacement, on layer and log10 firing density (caliper {CALIPER:g}); the pool"
-        f" had {_count(results.pool, 'matched pair')}."
+        f" had {count(results.pool, 'matched pair')}."
     )
 
 
@@ -67,11 +67,11 @@ def _trials(design: Design) -> str:
     counts = design.counts
     half = "of trained latents" if design.form == "single" else "with the trained latent on the left"
     others = [
-        f"{_count(counts.repeats, 'hidden repeat')} at least {REPEAT_DISTANCE} trials later" if counts.repeats else "",
-        f"{_count(counts.gold, 'gold trial')} with contexts shuffled token by token" if counts.gold else "",
-        f"{_count(counts.practice, 'practice trial')} with feedback" if counts.practice else "",
+        f"{count(counts.repeats, 'hidden repeat')} at least {REPEAT_DISTANCE} trials later" if counts.repeats else "",
+        f"{count(counts.gold, 'gold trial')} with contexts shuffled token by token" if counts.gold else "",
+        f"{count(counts.practice, 'practice trial')} with feedback" if counts.practice else "",
     ]
-    added = _listed([other for other in others if other])
+    added = listed([other for other in others if other])
     return (
         f"Each rater had {counts.main} main trials in an order of their own, in permuted blocks of"
         f" {', '.join(map(str, BLOCKS[:-1]))} or {BLOCKS[-1]}, half of each {half}"
@@ -87,7 +87,7 @@ def _rules(design: Design) -> str:
     if design.min_seconds:
         rules.append(f"people whose median answer took less than {design.min_seconds:g} s")
     return (
-        f"Fixed before the first label were the design, that {_listed(rules)} are left out, that one session of a"
+        f"Fixed before the first label were the design, that {listed(rules)} are left out, that one session of a"
         " browser or program counts and later ones are practice, and the margin of equivalence,"
         f" {_points(design.margin)} from an accuracy of one half."
     )
@@ -103,11 +103,11 @@ def _raters(results: Results) -> str:
     return " ".join(
         sentence
         for sentence, holds in (
-            (f"{_count(people, 'person', 'people')} and {_count(programs, 'program')} labelled main trials.", True),
-            (f"{_count(len(out), 'of them was', 'of them were')} left out ({_reasons(out)}).", bool(out)),
-            (f"{_count(len(under_way), 'has', 'have')} not labelled enough yet.", bool(under_way)),
+            (f"{count(people, 'person', 'people')} and {count(programs, 'program')} labelled main trials.", True),
+            (f"{count(len(out), 'of them was', 'of them were')} left out ({_reasons(out)}).", bool(out)),
+            (f"{count(len(under_way), 'has', 'have')} not labelled enough yet.", bool(under_way)),
             (f"{early} left early; what they gave is kept.", bool(early)),
-            (f"{_count(practice, 'more session was', 'more sessions were')} practice, in no number.", bool(practice)),
+            (f"{count(practice, 'more session was', 'more sessions were')} practice, in no number.", bool(practice)),
         )
         if holds
     )
@@ -123,7 +123,7 @@ def _accuracy(design: Design, results: Results) -> str:
     overall, share = results.overall, results.overall.share
     kind = ("person", "people") if overall.who == "people" else ("program", "programs")
     given = (
-        f"{_count(overall.raters, *kind)} gave {share.n} labels on {_count(results.pairs, 'matched pair')},"
+        f"{count(overall.raters, *kind)} gave {share.n} labels on {count(results.pairs, 'matched pair')},"
         f" {share.correct} of them right: {_percent(share.value or 0.0)}"
     )
     if overall.valid == "anytime":
@@ -180,7 +180,7 @@ def _agreement(results: Results) -> str:
         sentences.append(f"Krippendorff's alpha (2011) between raters is {' and '.join(alphas)}.")
     skipped = sum(skips.n for skips in results.skips)
     if skipped:
-        sentences.append(f"{_count(skipped, 'main trial was', 'main trials were')} skipped.")
+        sentences.append(f"{count(skipped, 'main trial was', 'main trials were')} skipped.")
     return " ".join(sentences)
 
 
@@ -198,7 +198,7 @@ def _metrics(results: Results) -> str:
     sentences = []
     if told:
         sentences.append(
-            f"Of {_count(len(told), 'statistic')} of the same latents, “{told[0].name}” tells trained from random ones"
+            f"Of {count(len(told), 'statistic')} of the same latents, “{told[0].name}” tells trained from random ones"
             f" best: {_area(told[0])}."
         )
     if results.logistic.auroc is not None:
@@ -223,15 +223,7 @@ def _software() -> str:
 
 def _several(noun: str, values: Sequence[object], quotes: str = "") -> str:
     first, last = (quotes[0], quotes[1]) if quotes else ("", "")
-    return f"{noun}{'s' if len(values) > 1 else ''} {_listed([f'{first}{value}{last}' for value in values])}"
-
-
-def _listed(texts: Sequence[str]) -> str:
-    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
-
-
-def _count(n: int, one: str, many: str | None = None) -> str:
-    return f"{n} {one if n == 1 else many or one + 's'}"
+    return f"{noun}{'s' if len(values) > 1 else ''} {listed([f'{first}{value}{last}' for value in values])}"
 
 
 def _percent(share: float) -> str:

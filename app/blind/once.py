@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from app.blind import tables
-from app.blind.draw import Candidate, Pair
 from app.blind.find import find_experiment, session_of
 from app.blind.records import Experiment, Outlook
 from app.blind.rows import Pools, pools_of
+from app.blind.sampling import Candidate, Pair
 from app.errors import PageError
 
 Latent: TypeAlias = tuple[str, int]

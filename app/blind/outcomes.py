@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from app.agreement import Agreement
-from app.blind.design import Form
-from app.blind.draw import Truth
+from app.blind.design import Form, Truth
 from app.blind.records import Rater
-from app.stats import Equivalence, Estimate, Interval
+from core.resampling import Agreement
+from core.stats import Equivalence, Estimate, Interval
 
 Who: TypeAlias = Literal["people", "programs"]
 Property: TypeAlias = Literal["layer", "variant", "density"]

@@ -5,17 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
-from app.blind.design import Design, Form
-from app.blind.draw import Kind, Truth
+from app.blind.design import Design, Form, Kind, Practice, Truth
 from app.blind.evidence import Evidence
 from app.errors import PageError
 
 Event: TypeAlias = Literal["label", "skip", "undo"]
 Rater: TypeAlias = Literal["person", "program"]
-
-
-Practice: TypeAlias = Literal["again", "known"]
-"""Why a whole session is practice: its browser or program has had one here, or knows too many of the latents."""
 
 
 class StaleError(PageError):

@@ -1,4 +1,4 @@
-"""The results of a blind experiment: rows of the store in, records of `app.blind.outcomes` out."""
+"""The results of a blind experiment, for its organiser and, at the end, for each rater."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -6,15 +6,39 @@ from dataclasses import replace
 
 import numpy as np
 
-from app.agreement import Agreement, Level, krippendorff_alpha
-from app.blind.design import Form
+from app.blind.analysis import (
+    Vote,
+    gold_of,
+    logistic_outcome,
+    metric_outcomes,
+    overall_of,
+    rater_outcome,
+    same_of,
+    share_of,
+    shown_latents,
+    vote_of,
+    votes_of,
+)
+from app.blind.design import PRACTICE, Form
 from app.blind.memory import first_told, knowing
-from app.blind.metrics import logistic_outcome, metric_outcomes, shown_latents
-from app.blind.outcomes import Breakdown, Part, Property, RaterOutcome, Results, Skips, Tally, Who
-from app.blind.overall import overall_of
-from app.blind.records import Experiment, Item, Standing
-from app.blind.reveal import rater_result
-from app.blind.votes import Vote, rater_outcome, share_of, votes_of
+from app.blind.outcomes import (
+    Breakdown,
+    LatentLink,
+    Missed,
+    Part,
+    Property,
+    RaterOutcome,
+    RaterResult,
+    Results,
+    Share,
+    Skips,
+    Tally,
+    Who,
+)
+from app.blind.records import Experiment, Item, Session, Standing
+from app.blind.store import LabelStore
+from core.resampling import Agreement, Level, krippendorff_alpha
+from core.stats import binomial_test
 
 __all__ = ["Results", "rater_result", "results"]
 
@@ -172,3 +196,67 @@ def _notes(votes: Sequence[Vote], who: Who, final: bool) -> tuple[str, ...]:
         PARTS: bool(votes),
     }
     return tuple(note for note, holds in said.items() if holds)
+
+
+SIGNIFICANT = 0.05
+
+
+def rater_result(experiment: Experiment, standing_of_session: Sequence[Standing], items: Sequence[Item]) -> RaterResult:
+    """The result of one session; a rater knows nothing of it before the end, so Wilson's interval is the valid one."""
+    rows = standing_of_session
+    share = share_of((vote.correct for vote in votes_of(rows)), final=True)
+    p_value = binomial_test(share.correct, share.n)
+    latents = {item.item: item for item in items}
+    return RaterResult(
+        pseudonym=rows[0].pseudonym if rows else "",
+        share=share,
+        p_value=p_value,
+        skipped=sum(row.kind == "main" and row.event == "skip" for row in rows),
+        missed=tuple(_missed(experiment, row, latents) for row in rows if _is_missed(row)),
+        gold=gold_of(rows),
+        same=same_of(rows),
+        verdict=verdict(share, p_value),
+        practice=f"This session is {PRACTICE[rows[0].practice]}" if rows and rows[0].practice else "",
+    )
+
+
+def own_result(store: LabelStore, session: Session) -> RaterResult:
+    """The result of a session out of the store."""
+    experiment = store.experiment(session.experiment)
+    own = [row for row in store.standing(session.experiment) if row.session == session.session]
+    return rater_result(experiment, own, store.items(session.experiment))
+
+
+def _is_missed(row: Standing) -> bool:
+    vote = vote_of(row)
+    return vote is not None and not vote.correct
+
+
+def _missed(experiment: Experiment, row: Standing, latents: dict[int, Item]) -> Missed:
+    assert row.answer is not None
+    shown = [latents[item] for item in (row.left, row.right) if item is not None]
+    return Missed(row.position, row.truth, row.answer, tuple(_link(experiment, item) for item in shown))
+
+
+def _link(experiment: Experiment, item: Item) -> LatentLink:
+    trained = item.variant not in experiment.design.variants
+    return LatentLink(experiment.design.study, item.variant, item.layer, item.latent, trained)
+
+
+def verdict(share: Share, p_value: float) -> str:
+    """One sentence: whether Wilson's 95% interval holds one half, and whether the exact test says the same."""
+    low, high = share.wilson.low, share.wilson.high
+    if not share.n:
+        return "You labelled none of the trials that count, so there is nothing to say."
+    if low <= 0.5 <= high:
+        return (
+            "You could not be told from a coin: the 95% interval holds one half, which does not show that you guessed."
+        )
+    if p_value > SIGNIFICANT:
+        return "You are on the edge: the 95% interval does not hold one half, but the exact test does not reject it."
+    if low > 0.5:
+        return "You did better than a coin: the 95% interval does not hold one half and lies above it."
+    return (
+        "You did worse than a coin: the 95% interval does not hold one half and lies below it, so you saw a difference"
+        " and took it the wrong way round."
+    )

@@ -1,13 +1,13 @@
-"""Between what the store is given and the rows of its tables."""
+"""Converts between the store's records and the rows of its tables."""
 
 import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.blind.draw import Candidate, Pair, Trial
 from app.blind.evidence import Evidence, Prepared
 from app.blind.records import Item
+from app.blind.sampling import Candidate, Pair, Trial
 from app.blind.tables import Row
 
 

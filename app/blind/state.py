@@ -1,9 +1,9 @@
-"""Where a session stands, from its trials and the log: pure rules, no file."""
+"""Where a session stands, derived from its trials and the log; touches no file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from app.blind.draw import Kind, Truth
+from app.blind.design import Kind, Truth
 from app.blind.records import Current, Event, Session, Undoable
 from app.errors import PageError
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from app.blind import names, tables
 from app.blind.answers import Answer, write_answer, write_undo
-from app.blind.design import Design
-from app.blind.draw import draw_session
+from app.blind.design import Design, Practice
 from app.blind.evidence import Evidence, Prepared
 from app.blind.file import LabelFile
 from app.blind.find import find_experiment, find_live, find_session, find_trial, session_of
@@ -23,7 +22,6 @@ from app.blind.records import (
     Item,
     Logged,
     Outlook,
-    Practice,
     Progress,
     Rater,
     Session,
@@ -32,6 +30,7 @@ from app.blind.records import (
     Undoable,
 )
 from app.blind.rows import item_of, item_rows, pair_rows, trial_rows
+from app.blind.sampling import draw_session
 from app.blind.state import Live
 from app.errors import PageError
 
@@ -40,7 +39,7 @@ MOST_LIVE = 1000
 
 
 class LabelStore:
-    """The one file of blind experiments; raises ServeError when it cannot be opened."""
+    """The one file of blind experiments; raises UserError when it cannot be opened."""
 
     def __init__(self, path: Path, checkpoint_bytes: int = 16 * 2**20) -> None:
         self._file = LabelFile(path, checkpoint_bytes)

@@ -1,4 +1,4 @@
-"""All SQL of the file of labels: plain values in, rows out. Rows of `labels` are only ever added."""
+"""All SQL of the file of labels. Rows of `labels` are only ever added."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime

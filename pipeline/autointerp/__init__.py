@@ -1,4 +1,4 @@
-"""Explains latents and scores the explanations: examples of a latent's activity come in, texts and scores go out.
+"""Explains latents by examples of their activity and scores the explanations.
 
 `EXPLAINERS` and `SCORERS` are the tables. `explain_and_score` treats all latents of an SAE; what takes long or costs
 money, `explain_and_score_sample` does for a sample of those that qualify.

@@ -1,4 +1,4 @@
-"""Reads what an endpoint sent back: the raw body of a chat completion comes in, words or the reason for none go out."""
+"""Reads the raw body of a chat completion: its words, its probabilities, or why there are none."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Every raw answer of a language model, kept: requests come in, the answers that were paid for once go out."""
+"""Keeps every raw answer of a language model, so that each is paid for once."""
 
 import errno
 import hashlib
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.disk import writing
+from core.files import writing
 
 
 def canonical_hash(endpoint: str, body: Mapping[str, Any]) -> str:
@@ -25,7 +25,7 @@ SEAL = b', "sha256": "'
 class AnswerCache:
     """A file of one line for each answer, only ever appended to; a line is as it was written or it does not count.
 
-    Raises LineupError where the file cannot be written.
+    Raises UserError where the file cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:

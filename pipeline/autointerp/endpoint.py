@@ -1,4 +1,4 @@
-"""One attempt at one request: a body goes to an OpenAI-compatible endpoint, a whole raw answer or an error returns."""
+"""One attempt at one request to an OpenAI-compatible endpoint."""
 
 import re
 import time
@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 
+from core.errors import UserError
 from pipeline.autointerp.answers import body_of
-from pipeline.errors import LineupError
 from pipeline.llama import LOCAL, Llama
 
 KEY = "LINEUP_LLM_KEY"
@@ -61,7 +61,7 @@ class Endpoint:
         self._http = httpx.Client(headers=headers, timeout=timeout_seconds, trust_env=proxies)
 
     def post(self, body: Mapping[str, Any]) -> str:
-        """The raw answer, whole; raises TransientError, RequestError, and LineupError where no request would do."""
+        """The raw answer, whole; raises TransientError, RequestError, and UserError where no request would do."""
         try:
             status, headers, raw = self._exchange(body)
         except httpx.TimeoutException:
@@ -100,7 +100,7 @@ class Endpoint:
         if status in TRANSIENT:
             raise TransientError(reason, status, _retry_after(headers.get("Retry-After")))
         if status in WRONG_SETTING:
-            raise LineupError(
+            raise UserError(
                 f"{self.address} refuses every request: {reason}. Check autointerp.llm.endpoint and .model, and"
                 f" {KEY} in the environment ({'set' if self._key_is_set else 'not set'})."
             )

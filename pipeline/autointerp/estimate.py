@@ -1,4 +1,4 @@
-"""What a language model would be asked: settings come in, prompts, tokens and money go out; nothing is sent.
+"""Estimates prompts, tokens and cost of a language model; nothing is sent.
 
 The prompts are built as in a real run, from made-up contexts; a token is taken to be four characters.
 """

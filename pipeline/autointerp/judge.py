@@ -1,4 +1,4 @@
-"""Scores explanations by a language model's answers: texts and contexts come in, rows of the table `scores` go out."""
+"""Scores explanations by a language model's answers about marked contexts."""
 
 import itertools
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The explainer that needs no LLM: examples come in, for each latent the tokens and n-grams that it fires on go out."""
+"""The explainer that needs no language model: the tokens and n-grams on which each latent fires."""
 
 import json
 from collections.abc import Sequence

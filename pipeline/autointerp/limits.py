@@ -1,11 +1,11 @@
-"""What a language model may be asked for: requests and tokens a minute, and money; tokens come in, leave goes out."""
+"""Rate limits and budget for requests to a language model."""
 
 import threading
 from collections import deque
 from collections.abc import Callable
 
+from core.errors import UserError
 from pipeline.config import LlmConfig
-from pipeline.errors import LineupError
 
 MINUTE = 60.0
 CHARACTERS_PER_TOKEN = 4
@@ -69,12 +69,12 @@ class Budget:
         return characters / self._characters_per_token
 
     def reserve(self, characters: int, answer_tokens: int) -> float:
-        """Set aside the most that a request may cost; raises LineupError where that is more than there is."""
+        """Set aside the most that a request may cost; raises UserError where that is more than there is."""
         limit = self._config.max_cost
         with self._lock:
             most = self.price(self.tokens(characters), answer_tokens)
             if limit is not None and self.spent + self._reserved + most > limit:
-                raise LineupError(
+                raise UserError(
                     f"The language model has cost {self.spent:.4f}, answers in the cache included, and the next request"
                     f" may take it past autointerp.llm.max_cost {limit:g}: raise that and run the same command again;"
                     " what is answered is kept."

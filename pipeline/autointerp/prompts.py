@@ -1,4 +1,4 @@
-"""The words put to a language model, and how its answers are read: contexts come in, prompts and numbers go out."""
+"""The prompts for a language model, and how its answers are read."""
 
 import math
 import re

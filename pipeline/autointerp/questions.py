@@ -1,4 +1,4 @@
-"""What a language model is asked: examples come in, marked contexts with the true answers go out."""
+"""Contexts about which a language model is asked, with the true answers."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Explains and scores all latents of an SAE without a model: firings come in, tables of texts and scores go out."""
+"""Explains and scores all latents of an SAE without a model."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple

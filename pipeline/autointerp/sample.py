@@ -1,6 +1,4 @@
-"""Explains and scores a sample of an SAE's latents with models: firings and texts come in, more rows of both tables go
-out.
-"""
+"""Explains and scores a sample of an SAE's latents with models."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -61,7 +59,7 @@ def explain_and_score_sample(
     """Rows of the tables `explanations` and `scores` that `explain_and_score` does not make.
 
     `explained` holds the rows of `explanations` that it made, with seeds from `part_seed(seed, …)`; `advance` counts
-    prompts, or latents. Raises LineupError where the language model or the sentence model cannot be asked at all.
+    prompts, or latents. Raises UserError where the language model or the sentence model cannot be asked at all.
     """
     chosen = sample_latents(explained, config.latents, seed)
     if len(chosen) == 0:

@@ -1,4 +1,4 @@
-"""Scores explanations: how they rate the scorer's half of the examples comes in, AUROC and its like go out."""
+"""Scores of explanations: AUROC, balanced accuracy and their like over the scored contexts."""
 
 from dataclasses import dataclass
 

@@ -20,7 +20,7 @@ from pipeline.autointerp.examples import Protocol, draw
 from pipeline.autointerp.run import lexical_scores
 from pipeline.config import Pool, SplitBy, Study
 from pipeline.latents.collect import Firings, Ints, windows
-from pipeline.measures.tell import matched_pairs
+from pipeline.measures.comparisons import matched_pairs
 from pipeline.progress import Advance
 from pipeline.seeds import derive_seed, numpy_generator
 

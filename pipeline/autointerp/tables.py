@@ -1,4 +1,4 @@
-"""The tables `EXPLAINERS` and `SCORERS`: what a study file may name comes in, the functions behind it go out."""
+"""The tables `EXPLAINERS` and `SCORERS`, whose rows a study file names."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from core.errors import UserError
 from pipeline import llama
 from pipeline.autointerp import prompts
 from pipeline.autointerp.embedding import model_folder
@@ -14,7 +15,6 @@ from pipeline.autointerp.examples import Examples
 from pipeline.autointerp.questions import Asked, ask_detection, ask_fuzzing, ask_fuzzing_hard
 from pipeline.autointerp.scorers import Rated, detection, fuzzing
 from pipeline.config import AutointerpConfig, Pool
-from pipeline.errors import LineupError
 from pipeline.measures.metrics import Metric
 
 Kind: TypeAlias = Literal["lexical", "embedding", "llm"]
@@ -178,16 +178,16 @@ def _score_metric(scorer: Scorer, explain_from: Pool, score_on: Pool) -> Metric:
 
 
 def check_scorers(config: AutointerpConfig) -> None:
-    """Raise LineupError for scorers that do not exist, twice the same, and those that lack what they need."""
+    """Raise UserError for scorers that do not exist, twice the same, and those that lack what they need."""
     for name in config.scorers:
         if name not in SCORERS:
-            raise LineupError(f"Unknown scorer '{name}' in autointerp.scorers; known: {', '.join(SCORERS)}.")
+            raise UserError(f"Unknown scorer '{name}' in autointerp.scorers; known: {', '.join(SCORERS)}.")
     for what, names in (("explainers", config.explainers), ("scorers", config.scorers)):
         if len(set(names)) != len(names) or (what == "explainers" and not names):
-            raise LineupError(f"autointerp.{what} {list(names)} must name one or more, none of them twice.")
+            raise UserError(f"autointerp.{what} {list(names)} must name one or more, none of them twice.")
     kinds = {SCORERS[name].kind for name in config.scorers}
     if "lexical" in kinds and "lexical" not in config.explainers:
-        raise LineupError(
+        raise UserError(
             "Scorers of kind lexical (such as detection) rate the rules of the explainer lexical: add it to"
             " autointerp.explainers, or leave them out of autointerp.scorers."
         )
@@ -200,7 +200,7 @@ def check_scorers(config: AutointerpConfig) -> None:
 def _check_llm(config: AutointerpConfig) -> None:
     llm = config.llm
     if llm.explain_examples > config.examples // 2:
-        raise LineupError(
+        raise UserError(
             f"autointerp.llm.explain_examples {llm.explain_examples} is more than half of autointerp.examples"
             f" {config.examples}: the other half is kept for scoring."
         )
@@ -208,12 +208,12 @@ def _check_llm(config: AutointerpConfig) -> None:
         llama.find(llm.model)
         return
     if not llm.model or not llm.endpoint.startswith(("http://", "https://")):
-        raise LineupError(
+        raise UserError(
             f"A language model is asked for: set autointerp.llm.model (found '{llm.model}') and .endpoint, such as"
             f" http://127.0.0.1:8080/v1, or `local` for one on this machine (found '{llm.endpoint}')."
         )
     if "@" in llm.endpoint or "?" in llm.endpoint:
-        raise LineupError(
+        raise UserError(
             "autointerp.llm.endpoint holds '@' or '?', where keys are sometimes put, and it is stored with the study:"
             " give the address alone, and the key in LINEUP_LLM_KEY."
         )

@@ -1,4 +1,4 @@
-"""Encodes a corpus with one SAE: activations come in, the sparse matrix of latent activations goes out."""
+"""Encodes a corpus with one SAE into a sparse matrix of latent activations."""
 
 import warnings
 from pathlib import Path
@@ -15,8 +15,8 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn import functional
 
+from core.errors import UserError
 from pipeline.activations import Activations
-from pipeline.errors import LineupError
 from pipeline.hardware import Compute
 from pipeline.progress import Advance
 
@@ -40,7 +40,7 @@ def encode(
 
     `sae` is a SAELens SAE on raw activations; the values are those of its own `encode` in float32, whatever the
     precision. In bfloat16 only the choice of latents is less precise: those that are active by a hair, or among the
-    last of the k, may be others, and what float32 finds inactive is left out. Raises LineupError where so many latents
+    last of the k, may be others, and what float32 finds inactive is left out. Raises UserError where so many latents
     are active that they would not fit into memory.
     """
     sae = sae.to(compute.device)
@@ -74,7 +74,7 @@ def none(corpus_tokens: int, d_sae: int) -> sparse.csr_array:
 
 def _check_sparse(nonzero: int, tokens: int, all_tokens: int) -> None:
     if nonzero / tokens * all_tokens > NONZERO:
-        raise LineupError(
+        raise UserError(
             f"On average {nonzero / tokens:.0f} of the SAE's latents are active on a token, too many to keep for"
             f" {all_tokens} tokens: raise its penalty (l1_coefficient or l0_coefficient in sae.options), or take fewer"
             " latents or tokens."

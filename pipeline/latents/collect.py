@@ -1,4 +1,4 @@
-"""Everything about each latent's activity: the sparse activations come in, tables of statistics and contexts go out."""
+"""Statistics, histograms and contexts of every latent, from its sparse activations."""
 
 import os
 from collections.abc import Callable

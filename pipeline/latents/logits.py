@@ -1,4 +1,4 @@
-"""Which tokens a latent promotes and suppresses: the decoder comes in, the ends of its logit effects go out."""
+"""Logit effects: the tokens that a latent's decoder vector promotes and suppresses most."""
 
 from typing import Any
 

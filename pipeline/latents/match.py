@@ -1,4 +1,4 @@
-"""Which latents are alike: two SAEs' activations come in, best matches go out; decoders come in, cosines go out."""
+"""Best matches between the latents of two SAEs: correlations of activations, cosines of decoders."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor

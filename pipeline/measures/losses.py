@@ -1,4 +1,4 @@
-"""What an SAE costs the model: held-out sequences come in, its losses with and without the SAE go out."""
+"""Losses of the model on held-out text, with and without an SAE in its place."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -96,7 +96,7 @@ def measure(
 
     The tokens that the SAE was spared in training (first positions, outliers) keep their own activations, through
     the SAE and with zeros alike. Where the variant sees noise, all runs see the same. `advance` counts forward passes.
-    Raises LineupError when the model lacks a hook point.
+    Raises UserError when the model lacks a hook point.
     """
     variant.model.to(compute.device)
     points = {placed.point: (hook_module(variant.model, *placed.point), placed.limit) for placed in saes}

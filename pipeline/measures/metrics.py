@@ -1,4 +1,4 @@
-"""The numbers of an SAE: activations and reconstructions come in, rows of `sae_metrics` go out; and what each means."""
+"""The table of metrics, and the formulas of those of an SAE."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What the parts of a model are: a model comes in, its tensors' kinds, blocks, branches and writers go out.
+"""Which parts a model has: kinds of its tensors, blocks, branches, and what writes to the residual stream.
 
 All of it follows from modules, their types and their places in each other; names of parameters play no part.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from pipeline.errors import LineupError
+from core.errors import UserError
 from pipeline.models.hooks import blocks
 
 Kind: TypeAlias = Literal["embedding", "norm", "weight", "bias"]
@@ -77,7 +77,7 @@ class Anatomy:
 
     @cached_property
     def blocks(self) -> tuple[nn.Module, ...]:
-        """The blocks. Raises LineupError when the model is no stack of blocks."""
+        """The blocks. Raises UserError when the model is no stack of blocks."""
         return tuple(blocks(self.model))
 
     @cached_property
@@ -86,10 +86,10 @@ class Anatomy:
         return {name: number for number, block in enumerate(self.blocks) for name in self._inside(block)}
 
     def branch(self, branch: Branch) -> frozenset[str]:
-        """The tensors inside the blocks' attention, or inside their MLPs. Raises LineupError where there are none."""
+        """The tensors inside the blocks' attention, or inside their MLPs. Raises UserError where there are none."""
         found = self._branches[branch]
         if not found:
-            raise LineupError(
+            raise UserError(
                 f"{self._model_class} has no module inside its blocks whose class is called {CLASSES[branch][0]}"
                 " or the like: leave out the variants attention_only and mlp_only for this model."
             )
@@ -113,7 +113,7 @@ class Anatomy:
         """The linear layers at the end of each branch: of a module's linear layers, the last that is as wide as the
         stream, in the order in which the module defines them (RWKV's gate runs after its output projection).
 
-        Raises LineupError when a branch has none.
+        Raises UserError when a branch has none.
         """
         return tuple(module for block in self.blocks for module in self._projections_in(block))
 
@@ -122,7 +122,7 @@ class Anatomy:
         for child in block.children():
             matrices = any(isinstance(module, LINEAR) for module in child.modules())
             if matrices and not isinstance(child, LINEAR) and not any(module in ends for module in child.modules()):
-                raise LineupError(
+                raise UserError(
                     f"Cannot tell which weights of {type(child).__name__} write to the residual stream of"
                     f" {self._model_class}: leave out the variants that need to know, residual_gain and init."
                 )

@@ -1,7 +1,4 @@
-"""Models inside Python packages: a package's name comes in, a folder that transformers loads goes out.
-
-A GGUF file, whole or in pieces over several packages, is converted once to the safetensors that load in a moment.
-"""
+"""Converts a GGUF file inside a package, whole or in pieces, once to a folder that transformers loads in a moment."""
 
 import functools
 import json
@@ -31,7 +28,7 @@ FORMAT = re.compile(r"[-._](i?q\d\w*|b?f(16|32))$", re.IGNORECASE)
 def converted(package: str, cache: Artefacts) -> tuple[Path, str, str]:
     """The folder in `cache` with the package's model in float32, the model's name, and a note on its quantisation.
 
-    Raises LineupError when the package, or one that holds a piece of it, is missing, or when it holds no one model,
+    Raises UserError when the package, or one that holds a piece of it, is missing, or when it holds no one model,
     and for a full disk.
     """
     pieces = wheels.pieces(package, "model.source")

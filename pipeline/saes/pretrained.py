@@ -1,4 +1,4 @@
-"""An SAE that somebody trained: where it lies comes in, SAELens' SAE on raw activations goes out."""
+"""Reads an SAE that somebody else trained, in SAELens' or sparsify's format."""
 
 import json
 import re
@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from core.errors import UserError
 from pipeline import hub
 from pipeline.config import SaeConfig
-from pipeline.errors import LineupError
 from pipeline.manifest import file_sha256
 from pipeline.places import place_of
-from pipeline.saes.trained import Request, Trained, topk_sae, without_options
+from pipeline.saes.base import Request, Trained, topk_sae, without_options
 
 READABLE = ("standard", "topk", "jumprelu", "gated")
 """SAELens' inference architectures that give sparse, non-negative activations of the same point they reconstruct."""
@@ -32,7 +32,7 @@ def pretrained(request: Request) -> Trained:
     It sees raw activations and applies its own normalisation, if it has one; `expected_average_only_in` means scaling
     the activations at hand to a mean norm of sqrt(d_in), which is folded into the weights. The fact `normalisation` is
     that factor, of which an SAE without such a normalisation knows nothing. A random variant gets the same SAE,
-    trained on the trained model: a baseline. Raises LineupError for a source that cannot be read, for what is no SAE,
+    trained on the trained model: a baseline. Raises UserError for a source that cannot be read, for what is no SAE,
     and for one of other dimensions.
     """
     check_source(request.config)
@@ -51,13 +51,13 @@ def pretrained(request: Request) -> Trained:
 
 
 def check_source(config: SaeConfig, _d_in: int = 0) -> None:
-    """Raise LineupError for a source of no known kind, and for options."""
+    """Raise UserError for a source of no known kind, and for options."""
     without_options(config)
     source = config.source or ""
     prefix, place = _parted(source)
     if prefix is None or not place:
         known = ", ".join(f"{name}:{what}" for name, (what, _) in SOURCES.items())
-        raise LineupError(f"Unknown sae.source '{source}'. Known: {known}.")
+        raise UserError(f"Unknown sae.source '{source}'. Known: {known}.")
 
 
 def contents(source: str, layer: int) -> list[str]:
@@ -100,7 +100,7 @@ def _load(source: str) -> Any:
         return SOURCES[prefix][1](place)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise LineupError(
+        raise UserError(
             f"Cannot read the SAE '{source}': {reason or type(error).__name__}. Check the name, and the connection"
             " where it is a hub's."
         ) from error
@@ -109,17 +109,17 @@ def _load(source: str) -> Any:
 def _checked(sae: Any, source: str, request: Request) -> Any:
     config = sae.cfg
     if config.architecture() not in READABLE:
-        raise LineupError(
+        raise UserError(
             f"'{source}' is of the architecture '{config.architecture()}', which is not an SAE that can be shown"
             f" here. Known: {', '.join(READABLE)}."
         )
     if config.d_in != request.d_in:
-        raise LineupError(
+        raise UserError(
             f"The SAE '{source}' takes {config.d_in} dimensions, but the hook point"
             f" '{request.metadata.get('hook_name')}' has {request.d_in}: take the SAE of this model and hook point."
         )
     if config.reshape_activations != "none" or config.normalize_activations == "covariance_whitening":
-        raise LineupError(
+        raise UserError(
             f"The SAE '{source}' wants its activations prepared (reshape_activations {config.reshape_activations},"
             f" normalize_activations {config.normalize_activations}), and they come as the hook point has them:"
             " take another SAE."
@@ -130,7 +130,7 @@ def _checked(sae: Any, source: str, request: Request) -> Any:
 def _from_folder(place: str) -> Any:
     folder = place_of(place, "sae.source")
     if not folder.is_dir():
-        raise LineupError(f"The SAE folder '{place}' does not exist. Give sae.source the path of a folder.")
+        raise UserError(f"The SAE folder '{place}' does not exist. Give sae.source the path of a folder.")
     return SAE.load_from_disk(folder, dtype="float32")
 
 
@@ -159,15 +159,15 @@ def read_sparsify(folder: Path) -> Any:
 
     Both subtract `b_dec` first and take the k largest rectified pre-activations; sparsify stores the encoder as
     [d_sae, d_in] and the decoder as [d_sae, d_in]. (SAELens' own loader transposes that decoder, and subtracts no
-    `b_dec` where the decoder was kept at norm 1.) Raises LineupError for a transcoder and for other activations.
+    `b_dec` where the decoder was kept at norm 1.) Raises UserError for a transcoder and for other activations.
     """
     config, found = (folder / file for file in SPARSIFY_FILES)
     settings, weights = json.loads(config.read_text(encoding="utf-8")), load_file(found)
     if settings.get("transcode") or settings.get("skip_connection") or "W_skip" in weights:
-        raise LineupError(f"'{folder}' is not an SAE but a transcoder, which predicts another hook point: take an SAE.")
+        raise UserError(f"'{folder}' is not an SAE but a transcoder, which predicts another hook point: take an SAE.")
     kind = "signed" if settings.get("signed") else settings.get("activation", "topk")
     if kind != "topk":
-        raise LineupError(f"The SAE '{folder}' has the activation '{kind}', which SAELens has not. Known: topk.")
+        raise UserError(f"The SAE '{folder}' has the activation '{kind}', which SAELens has not. Known: topk.")
     d_in = settings["d_in"]
     d_sae = settings["num_latents"] or d_in * settings["expansion_factor"]
     return topk_sae(_renamed(weights, d_in, d_sae, folder), settings["k"], {})
@@ -177,9 +177,7 @@ def _renamed(weights: dict[str, Tensor], d_in: int, d_sae: int, folder: Path) ->
     shapes = {"encoder.weight": (d_sae, d_in), "encoder.bias": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
     shapes_found = {name: tuple(value.shape) for name, value in weights.items()}
     if shapes_found != shapes:
-        raise LineupError(
-            f"The weights of '{folder}' are {shapes_found}; sparsify's SAE has {shapes}: take another SAE."
-        )
+        raise UserError(f"The weights of '{folder}' are {shapes_found}; sparsify's SAE has {shapes}: take another SAE.")
     return {
         "W_enc": weights["encoder.weight"].T,
         "b_enc": weights["encoder.bias"],

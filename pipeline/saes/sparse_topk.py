@@ -1,4 +1,4 @@
-"""SAELens' TopK training SAE with sparse products: a batch of activations comes in, its loss goes out, much cheaper."""
+"""SAELens' TopK training SAE with sparse products: the same loss, much cheaper."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Trains one SAE with SAELens: the activations of one hook point come in, an SAE on raw activations goes out."""
+"""Trains an SAE with SAELens; or makes one with nothing or little learnt, the baselines that an SAE has to beat."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -16,11 +16,11 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
+from core.errors import UserError, shown
 from pipeline.config import SaeConfig
-from pipeline.errors import LineupError, shown
 from pipeline.hardware import Compute
+from pipeline.saes.base import CHUNK, Request, Trained, mean, topk_sae, without_options
 from pipeline.saes.sparse_topk import SparseTopKTrainingSAE
-from pipeline.saes.trained import Request, Trained, mean
 from pipeline.seeds import derive_seed, torch_generator
 
 OURS = {
@@ -66,7 +66,7 @@ LARGEST = {"topk_threshold_lr": 1.0}
 def new_sae(request: Request, architecture: str) -> Any:
     """SAELens' training SAE with its own initial weights, and the scaled mean activation as decoder bias.
 
-    Raises LineupError for options that the architecture does not have, or with values that it cannot have.
+    Raises UserError for options that the architecture does not have, or with values that it cannot have.
     """
     kind = get_sae_training_class(architecture)[0]
     if _is_sparse(request.config, architecture):
@@ -92,7 +92,7 @@ def _is_sparse(config: SaeConfig, architecture: str) -> bool:
 def settings_of(config: SaeConfig, d_in: int, architecture: str = "") -> Any:
     """SAELens' training configuration, of another architecture if one is named, yet on no device.
 
-    Raises LineupError for settings that it cannot have.
+    Raises UserError for settings that it cannot have.
     """
     architecture = architecture or config.architecture
     (kind, settings), d_sae = get_sae_training_class(architecture), config.latents(d_in)
@@ -102,7 +102,7 @@ def settings_of(config: SaeConfig, d_in: int, architecture: str = "") -> Any:
         made = settings(d_in=d_in, d_sae=d_sae, device="meta", **chosen)
         kind(made)  # without memory, because some settings are looked at no earlier
     except ValueError as error:
-        raise LineupError(f"sae.options do not suit the architecture {architecture}: {error}") from error
+        raise UserError(f"sae.options do not suit the architecture {architecture}: {error}") from error
     return made
 
 
@@ -110,10 +110,10 @@ def _sparsity(config: SaeConfig, d_sae: int, architecture: str, settings: Any) -
     """What only the TopK family has."""
     if "k" in {field.name for field in fields(settings)}:
         if config.k >= d_sae:
-            raise LineupError(f"sae.k is {config.k}, but this SAE has only {d_sae} latents: take a smaller k.")
+            raise UserError(f"sae.k is {config.k}, but this SAE has only {d_sae} latents: take a smaller k.")
         return {"k": config.k, "aux_loss_coefficient": config.aux_loss_coefficient}
     if config.aux_loss_coefficient:
-        raise LineupError(
+        raise UserError(
             f"sae.aux_loss_coefficient is {config.aux_loss_coefficient}, but the architecture {architecture} has no"
             " AuxK loss, only the TopK family has: set it to 0."
         )
@@ -126,14 +126,14 @@ def _options(config: SaeConfig, settings: Any) -> dict[str, Any]:
     found = {}
     for name, value in config.options.items():
         if name not in allowed:
-            raise LineupError(
+            raise UserError(
                 f"Unknown option '{name}' in sae.options of {config.architecture}. Known: {', '.join(allowed)}."
             )
         try:
             found[name] = TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError as error:
             what = error.errors()[0]["msg"]
-            raise LineupError(f"sae.options.{name} is {shown(value)}, which does not do: {what}.") from error
+            raise UserError(f"sae.options.{name} is {shown(value)}, which does not do: {what}.") from error
         _check_size(name, found[name])
     return found
 
@@ -142,13 +142,13 @@ def _check_size(name: str, value: Any) -> None:
     largest, above = LARGEST.get(name, 1e9), name in ABOVE_ZERO
     if isinstance(value, int | float) and not ((value > 0 if above else value >= 0) and value <= largest):
         least = "above 0" if above else "0 or more"
-        raise LineupError(f"sae.options.{name} is {shown(value)}; allowed: {least}, and at most {largest:g}.")
+        raise UserError(f"sae.options.{name} is {shown(value)}; allowed: {least}, and at most {largest:g}.")
 
 
 def check_batch(config: SaeConfig, tokens: int) -> None:
-    """Raise LineupError for fewer training tokens than one batch."""
+    """Raise UserError for fewer training tokens than one batch."""
     if config.batch_tokens > tokens:
-        raise LineupError(
+        raise UserError(
             f"sae.batch_tokens is {config.batch_tokens}, but there are only {tokens} training tokens:"
             " take a smaller batch or more tokens."
         )
@@ -158,7 +158,7 @@ def fit(sae: Any, request: Request) -> Trained:
     """Train an SAE; every step draws its batch without replacement within an epoch. Where there is no token at all, it
     stays as it began.
 
-    Raises LineupError for fewer tokens than one batch.
+    Raises UserError for fewer tokens than one batch.
     """
     config, compute = request.config, request.compute
     tokens = len(request.activations) + (request.further.tokens if request.further else 0)
@@ -232,3 +232,72 @@ def new_trainer(sae: Any, config: SaeConfig, steps: int, compute: Compute) -> SA
     for group in trainer.optimizer.param_groups:  # one pass over the parameters instead of ten
         group.update(fused=True, foreach=False)
     return trainer
+
+
+def untrained(request: Request) -> Trained:
+    """A TopK SAE as it is before the first step: random directions about the mean activation."""
+    return folded(new_sae(request, "topk"), request, steps=0)
+
+
+def frozen_decoder(request: Request) -> Trained:
+    """A TopK SAE whose decoder keeps its random directions while encoder and biases learn.
+
+    Source: Korznikov et al. 2026 (arXiv 2602.14111).
+    """
+    sae = new_sae(request, "topk")
+    sae.W_dec.requires_grad_(False)
+    return fit(sae, request)
+
+
+def pca(request: Request) -> Trained:
+    """Principal components of the training activations: 2·d_in latents, whatever `d_sae` says.
+
+    Latents 2i and 2i + 1 are the two signs of component i, the largest variance first. TopK keeps the k largest
+    projections, so the reconstruction is the best that k components give a token, and exact at k = d_in.
+    Compared with SAEs in Cunningham et al. 2023 (arXiv 2309.08600). Raises UserError for a k above d_in.
+    """
+    return _two_signs(principal_components(request), request, len(request.activations))
+
+
+def neurons(request: Request) -> Trained:
+    """The hook point's own basis: 2·d_in latents, whatever `d_sae` says.
+
+    Latents 2i and 2i + 1 are coordinate i above and below its mean, of which TopK keeps the k largest. Compared
+    with SAEs in Cunningham et al. 2023 (arXiv 2309.08600). Raises UserError for a k above d_in.
+    """
+    return _two_signs(torch.eye(request.d_in), request, 0)
+
+
+def principal_components(request: Request) -> Float[Tensor, "component d_in"]:
+    """Unit vectors by falling variance, computed in float64, the largest entry of each made positive."""
+    centre = mean(request.activations).double()
+    covariance = torch.zeros(request.d_in, request.d_in, dtype=torch.float64)
+    for number, chunk in enumerate(request.activations.split(CHUNK)):
+        moved = chunk.double() - centre
+        covariance += moved.T @ moved
+        request.advance(number * CHUNK + len(chunk), len(request.activations))
+    vectors: Tensor = torch.linalg.eigh(covariance).eigenvectors.T.flip(0)
+    largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+    return (vectors * largest.sign()).float()
+
+
+def check_two_signs(config: SaeConfig, d_in: int) -> None:
+    """Raise UserError for a k above d_in, and for options."""
+    without_options(config)
+    if config.k > d_in:
+        raise UserError(
+            f"sae.k is {config.k}, but {config.architecture} has only {d_in} directions here: take a smaller k."
+        )
+
+
+def _two_signs(directions: Float[Tensor, "d_in d_in"], request: Request, tokens: int) -> Trained:
+    check_two_signs(request.config, request.d_in)
+    rows = torch.stack([directions, -directions], dim=1).flatten(0, 1)
+    weights = {
+        "W_enc": rows.T * request.scale,
+        "b_enc": torch.zeros(len(rows)),
+        "W_dec": rows / request.scale,
+        "b_dec": mean(request.activations),
+    }
+    sae = topk_sae(weights, request.config.k, request.metadata)
+    return Trained(sae, request.scale, torch.ones(len(rows)), 0, tokens)

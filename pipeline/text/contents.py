@@ -1,12 +1,12 @@
-"""What a source of text holds, wherever it lies: a `corpus` section comes in, what its tokens depend on goes out."""
+"""What a source of text holds, wherever it lies: the part of a corpus's key that depends on files."""
 
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from core.errors import UserError
 from pipeline import hub
 from pipeline.config import CorpusConfig
-from pipeline.errors import LineupError
 from pipeline.manifest import file_sha256
 from pipeline.places import place_of
 from pipeline.text.documents import find_source
@@ -15,7 +15,7 @@ from pipeline.text.documents import find_source
 def contents(config: CorpusConfig) -> dict[str, Any]:
     """The kind of source, and name and SHA-256 of every file in the order in which they are read.
 
-    Of a data set of the Hub, its name and the commit that it is at. Raises LineupError for what cannot be read.
+    Of a data set of the Hub, its name and the commit that it is at. Raises UserError for what cannot be read.
     """
     source, place = find_source(config)
     root = place_of(place, "corpus.source")
@@ -33,4 +33,4 @@ def _named(path: Path, root: Path) -> tuple[str, str]:
     try:
         return name, file_sha256(path)
     except OSError as error:
-        raise LineupError(f"Cannot read '{path}': {error.strerror}. Name another file.") from error
+        raise UserError(f"Cannot read '{path}': {error.strerror}. Name another file.") from error

@@ -1,4 +1,4 @@
-"""The text under study: documents come in, equally long token sequences with a train/held-out split go out."""
+"""Makes documents into token sequences of one length, split into a training and a held-out part."""
 
 import hashlib
 import itertools
@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from core.errors import UserError
 from pipeline.config import CorpusConfig
-from pipeline.errors import LineupError
 from pipeline.seeds import numpy_generator
 from pipeline.text.documents import documents, find_source
 
@@ -124,7 +124,7 @@ def build_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase, seed:
     A sequence never spans two articles; what is left over at an article's end is dropped. No article gives more than
     its equal share, unless others are too short to give theirs. Whole articles are held out. Of a streamed source, and
     of any when `config.training_tokens` asks for text after it, only the beginning is read, `MARGIN` times what is
-    wanted. Raises LineupError for an unknown or unreadable source, or too little text.
+    wanted. Raises UserError for an unknown or unreadable source, or too little text.
     """
     wanted = config.tokens // config.context_length
     source = _articles(config, tokenizer)
@@ -180,7 +180,7 @@ def _training(source: Iterator[Article], config: CorpusConfig, generator: np.ran
         found.append(article[1][: wanted - there])
         there += len(found[-1])
     if there < wanted:
-        raise LineupError(
+        raise UserError(
             f"The corpus '{config.source}' gives {there * config.context_length:,} tokens after those that"
             f" corpus.tokens reads; corpus.training_tokens asks for {config.training_tokens:,}: give it more text, or"
             " lower one of the two."
@@ -190,7 +190,7 @@ def _training(source: Iterator[Article], config: CorpusConfig, generator: np.ran
 
 def _bos(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.bos_token_id is None:
-        raise LineupError("corpus.prepend_bos is true, but the model's tokeniser has no BOS token: set it to false.")
+        raise UserError("corpus.prepend_bos is true, but the model's tokeniser has no BOS token: set it to false.")
     return int(tokenizer.bos_token_id)
 
 
@@ -203,12 +203,12 @@ def _cut(ids: list[int], start: list[int], length: int) -> Sequences:
 
 def _check_enough(available: list[int], wanted: int, config: CorpusConfig) -> None:
     if wanted < 2:
-        raise LineupError(
+        raise UserError(
             f"corpus.tokens is {config.tokens}, but a corpus needs two sequences or more: ask for at least"
             f" {2 * config.context_length}, which is twice corpus.context_length."
         )
     if len(available) < 2 or sum(available) < wanted:
-        raise LineupError(
+        raise UserError(
             f"The corpus '{config.source}' gives {sum(available) * config.context_length:,} tokens in {len(available)}"
             f" documents of {config.context_length} or more; corpus.tokens asks for {config.tokens:,}, in two documents"
             " or more: give it more text or lower corpus.tokens."

@@ -1,4 +1,4 @@
-"""Where the text comes from: a `corpus` section comes in, documents go out one by one, in the source's own order."""
+"""Reads documents one by one from files, packages or the Hub, in the source's own order."""
 
 import importlib
 import importlib.util
@@ -15,8 +15,8 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from core.errors import UserError
 from pipeline.config import CorpusConfig
-from pipeline.errors import LineupError
 from pipeline.places import place_of
 from pipeline.text import wikipedia
 
@@ -51,17 +51,17 @@ class Source(NamedTuple):
 def find_source(config: CorpusConfig) -> tuple[Source, str]:
     """The row of `config.source` and what follows its prefix.
 
-    Raises LineupError for an unknown source, and for keys that this kind of source does not have.
+    Raises UserError for an unknown source, and for keys that this kind of source does not have.
     """
     prefix, _, place = config.source.partition(":")
     if prefix not in SOURCES or not place:
         known = ", ".join(f"{name}:{row.place}" for name, row in SOURCES.items())
-        raise LineupError(f"Unknown corpus.source '{config.source}'. Known: {known}.")
+        raise UserError(f"Unknown corpus.source '{config.source}'. Known: {known}.")
     for key in SPECIAL:
         value = getattr(config, key)
         if value != CorpusConfig.model_fields[key].default and key not in SOURCES[prefix].keys:
             having = ", ".join(f"{name}:{row.place}" for name, row in SOURCES.items() if key in row.keys)
-            raise LineupError(
+            raise UserError(
                 f"corpus.{key} is '{value}', but '{config.source}' has no such thing, only {having} has:"
                 " remove the key."
             )
@@ -71,7 +71,7 @@ def find_source(config: CorpusConfig) -> tuple[Source, str]:
 def documents(config: CorpusConfig) -> Iterator[Document]:
     """Titles and texts; a document without a title is called by its number.
 
-    Raises LineupError, at once or on the way, for an unknown or unreadable source and for a document without text.
+    Raises UserError, at once or on the way, for an unknown or unreadable source and for a document without text.
     """
     source, place = find_source(config)
     return source.read(place, config)
@@ -84,12 +84,12 @@ def _from_wheel(package: str, _config: CorpusConfig) -> Iterator[Document]:
 
 def _dump(package: str) -> list[Path]:
     if package != "gensim":
-        raise LineupError(f"Unknown corpus.source 'wheel:{package}'. The one known package with text is gensim.")
+        raise UserError(f"Unknown corpus.source 'wheel:{package}'. The one known package with text is gensim.")
     spec = importlib.util.find_spec(package)  # finds the package without running it
     folders = (spec and spec.submodule_search_locations) or []
     dump = next((file for folder in folders for file in Path(folder).glob(DUMP)), None)
     if dump is None:
-        raise LineupError(f"The package '{package}' of corpus.source is not installed: run `pip install {package}`.")
+        raise UserError(f"The package '{package}' of corpus.source is not installed: run `pip install {package}`.")
     return [dump]
 
 
@@ -101,7 +101,7 @@ def _from_text(place: str, config: CorpusConfig) -> Iterator[Document]:
     least = CHARACTERS * config.context_length
     parts = list(_parts(_read(path), least))
     if len(parts) < 2:
-        raise LineupError(
+        raise UserError(
             f"The file '{place}' gives {len(parts)} documents, and a corpus needs two or more: it is cut at blank lines"
             f" into documents of {least:,} characters or more ({CHARACTERS} a token of corpus.context_length). Put"
             " blank lines between its paragraphs, give it more text, or name a folder of .txt files."
@@ -132,10 +132,10 @@ def _of_line(line: str, where: str, title: str, column: str) -> Document:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
         reason = getattr(error, "msg", error)
-        raise LineupError(f"{where} is not JSON: {reason}. A jsonl corpus has one JSON object a line.") from error
+        raise UserError(f"{where} is not JSON: {reason}. A jsonl corpus has one JSON object a line.") from error
     if not isinstance(record, dict) or not isinstance(record.get(column), str):
         keys = f"; its keys: {', '.join(record)}" if isinstance(record, dict) else ""
-        raise LineupError(
+        raise UserError(
             f"{where} has no text under the key '{column}'{keys}. A jsonl corpus has one there on every line:"
             " mend the line or set corpus.column."
         )
@@ -156,12 +156,12 @@ def _parquet_rows(place: str, config: CorpusConfig) -> Iterator[Mapping[str, Any
                 for batch in file.iter_batches(ROWS, columns=wanted):
                     yield from batch.to_pylist()
         except UnicodeDecodeError as error:
-            raise LineupError(
+            raise UserError(
                 f"'{path}' has bytes that are not UTF-8 in {' or '.join(wanted)}: {error.reason}. Convert it or name"
                 " another file."
             ) from error
         except (OSError, OverflowError, ValueError, pa.ArrowException) as error:
-            raise LineupError(f"Cannot read '{path}' as Parquet: {_first_line(error)}. Name another file.") from error
+            raise UserError(f"Cannot read '{path}' as Parquet: {_first_line(error)}. Name another file.") from error
 
 
 def _from_hub(place: str, config: CorpusConfig) -> Iterator[Document]:
@@ -172,7 +172,7 @@ def _hub_rows(place: str, config: CorpusConfig) -> Iterator[Mapping[str, Any]]:
     try:
         datasets = importlib.import_module("datasets")  # takes seconds to import
     except ImportError as error:
-        raise LineupError(
+        raise UserError(
             f"corpus.source '{config.source}' needs the package datasets: run `pip install datasets`."
         ) from error
     with _explained(place, datasets.exceptions.DatasetsError):
@@ -192,7 +192,7 @@ def _explained(place: str, own: type[Exception]) -> Iterator[None]:
     try:
         yield
     except expected as error:
-        raise LineupError(
+        raise UserError(
             f"Cannot read the data set '{place}': {_first_line(error)}. Check corpus.source, subset, split and"
             " revision, and the connection; or download it and use parquet:PATH or jsonl:PATH."
         ) from error
@@ -205,7 +205,7 @@ def _of_rows(rows: Iterable[Mapping[str, Any]], place: str, config: CorpusConfig
         if text is None:
             continue
         if not isinstance(text, str):
-            raise LineupError(
+            raise UserError(
                 f"Row {number} of '{place}' has {type(text).__name__} in the column '{config.column}', not text:"
                 " set corpus.column to one that has."
             )
@@ -214,12 +214,12 @@ def _of_rows(rows: Iterable[Mapping[str, Any]], place: str, config: CorpusConfig
 
 
 def _text(text: str, where: str) -> str:
-    """A document's text without the byte order mark that it may begin with. Raises LineupError for what is no text."""
+    """A document's text without the byte order mark that it may begin with. Raises UserError for what is no text."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         found = text[error.start : error.end]
-        raise LineupError(f"{where} holds {found!r}, half of a character (a surrogate): mend the text.") from error
+        raise UserError(f"{where} holds {found!r}, half of a character (a surrogate): mend the text.") from error
     return text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
 
 
@@ -230,7 +230,7 @@ def _written(title: str) -> str:
 
 def _check_column(names: list[str], place: str, config: CorpusConfig) -> None:
     if config.column not in names:
-        raise LineupError(
+        raise UserError(
             f"'{place}' has no column '{config.column}'; its columns: {', '.join(names)}. Set corpus.column."
         )
 
@@ -245,7 +245,7 @@ def _files(place: str, ending: str) -> list[Path]:
 
 
 def _unreadable(error: OSError) -> None:
-    raise LineupError(
+    raise UserError(
         f"Cannot look into the folder '{error.filename}' of corpus.source: {error.strerror}. Make it readable or name"
         " another folder."
     ) from error
@@ -259,7 +259,7 @@ def _hub_files(place: str) -> list[Path]:
 def _existing(place: str) -> Path:
     path = place_of(place, "corpus.source")
     if not path.exists():
-        raise LineupError(f"corpus.source names '{place}', which does not exist. Give it the path of a file or folder.")
+        raise UserError(f"corpus.source names '{place}', which does not exist. Give it the path of a file or folder.")
     return path
 
 
@@ -267,7 +267,7 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise LineupError(f"Cannot read '{file}' as UTF-8 text: {error}. Convert it or name another file.") from error
+        raise UserError(f"Cannot read '{file}' as UTF-8 text: {error}. Convert it or name another file.") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Wikipedia as prose: a MediaWiki dump comes in, titles and plain paragraphs go out."""
+"""Wikipedia as prose: titles and plain paragraphs of a MediaWiki dump."""
 
 import bz2
 import re

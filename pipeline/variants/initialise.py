@@ -1,4 +1,4 @@
-"""Fresh initialisations: a model's class and configuration come in, a model as before its first training step goes out.
+"""Fresh initialisations: a model as it is before its first training step.
 
 A scheme draws the matrices of linear layers and embeddings. Everything else, such as norms, biases and a state-space
 model's own tensors, is as the model's own code initialises it.

@@ -1,17 +1,19 @@
-"""What the variants do to a tensor: the trained values come in, new values go out, or None to keep them.
+"""What variants do to a tensor's trained values, or None to keep them; and noise in place of the token embedding.
 
 Everything is drawn on the CPU in float32 from the generator that is handed in.
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline.errors import LineupError
+from core.errors import UserError
 from pipeline.models.anatomy import Anatomy, Kind
 
 TRUNCATED_STD = 0.8796256610342398
@@ -73,10 +75,10 @@ def redraw_mlp(tensor: WeightTensor, generator: torch.Generator) -> Tensor | Non
 
 
 def needs_layer(number: int, anatomy: Anatomy) -> None:
-    """Raise LineupError when the model has no such block."""
+    """Raise UserError when the model has no such block."""
     depth = len(anatomy.blocks)
     if number >= depth:
-        raise LineupError(f"layers_from:{number}: the model has no layer {number}; allowed: 0 to {depth - 1}.")
+        raise UserError(f"layers_from:{number}: the model has no layer {number}; allowed: 0 to {depth - 1}.")
 
 
 def redraw_from(first: int, tensor: WeightTensor, generator: torch.Generator) -> Tensor | None:
@@ -207,3 +209,44 @@ DISTRIBUTIONS: dict[str, tuple[str, Randomise]] = {
     ),
 }
 """Parameter of `distribution`: in words, and who draws it."""
+
+
+Moments: TypeAlias = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class EmbeddingNoise:
+    """Stands in for the token embedding: fresh IID Gaussian noise at every position of every forward pass.
+
+    What the embedding module returns is replaced, so a factor that it applies itself (Gemma's sqrt(d_model)) does not
+    touch the noise, and the first block sees these moments.
+    """
+
+    embedding: nn.Module
+    mean: float = 0.0
+    std: float = 1.0
+
+    @contextmanager
+    def active(self, generator: torch.Generator) -> Iterator[None]:
+        """Replace the embedding's output while the context lasts, drawing from a CPU generator."""
+
+        def replaced(_module: nn.Module, _arguments: Any, output: Tensor) -> Tensor:
+            return (torch.randn(output.shape, generator=generator) * self.std + self.mean).to(output)
+
+        handle = self.embedding.register_forward_hook(replaced)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def standard(_embedding: nn.Module) -> Moments:
+    """Those of N(0, 1)."""
+    return 0.0, 1.0
+
+
+def matched(embedding: nn.Module) -> Moments:
+    """Those of all that the embedding can return: where it scales what it looks up, as Gemma's does, after that."""
+    weight = embedding.get_parameter("weight")
+    with torch.no_grad():
+        return moments(embedding(torch.arange(len(weight), device=weight.device)))

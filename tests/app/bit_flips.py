@@ -23,9 +23,9 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from app.blind.store import LabelStore
-from app.errors import ServeError
 from app.main import create_app
 from app.settings import Settings
+from core.errors import UserError
 from tests.app.blind_client import SETUP, invitation, own_link
 from tests.app.small_study import write_small_study
 
@@ -193,7 +193,7 @@ class LabelFile:
                 store._file.reading() as connection,
             ):
                 return set(connection.execute("SELECT trial, revision, event, answer FROM labels").fetchall())
-        except ServeError:
+        except UserError:
             return set()
 
 

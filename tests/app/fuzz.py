@@ -19,15 +19,19 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
-from app import routes, state
+from app import blind, pages
 from app.blind.design import Design
 from app.main import create_app
+from app.pages import address
 from app.settings import Settings
 from tests.app.blind_client import blind_study, invitation, own_link, set_up
 
-MODULES = [import_module(f"app.routes.{found.name}") for found in iter_modules(routes.__path__)]
+FOUND = [
+    import_module(f"{room.__name__}.{found.name}") for room in (pages, blind) for found in iter_modules(room.__path__)
+]
+MODULES = [module for module in FOUND if hasattr(module, "router")]
 ROUTES = [route for module in MODULES for route in module.router.routes if isinstance(route, APIRoute)]
-MODELS = [kind for module in (*MODULES, state) for kind in vars(module).values() if isinstance(kind, type)]
+MODELS = [kind for module in (*MODULES, address) for kind in vars(module).values() if isinstance(kind, type)]
 NAMES = sorted({name for kind in (*MODELS, Design) if issubclass(kind, BaseModel) for name in kind.model_fields})
 """Of parameters and fields, on whatever route they mean something."""
 VALUES = (

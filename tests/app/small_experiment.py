@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from app.blind.design import Design
-from app.blind.draw import Candidate, draw_pool
 from app.blind.evidence import Evidence, Prepared, shuffle_tokens
 from app.blind.records import Ack, Session
+from app.blind.sampling import Candidate, draw_pool
 from app.blind.store import LabelStore
 from app.errors import PageError
 

@@ -11,9 +11,8 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from pipeline.measures.differences import difference_table
-from pipeline.measures.tell import tell_table
-from pipeline.store import metrics_of, statistics_of, write_study
+from pipeline.database import metrics_of, statistics_of, write_study
+from pipeline.measures.comparisons import difference_table, tell_table
 
 Rows: TypeAlias = list[dict[str, Any]]
 
@@ -319,7 +318,7 @@ def _latent(
         "top_token": top_token,
         "top_token_share": rng.random(),
     }
-    # What follows from the other tables (score_state, scores, best match) is filled in by pipeline.store.
+    # What follows from the other tables (score_state, scores, best match) is filled in by pipeline.database.
     tables["latents"].append(
         {"sae": sae, "latent": number, "state": "dead" if dead else "alive", "firings": firings, "density": firings / 150016,
          **{key: None if dead else value for key, value in live.items()}, "decoder_norm": 1.0}

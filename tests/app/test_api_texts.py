@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
+from app.blind import api
 from app.blind.design import Design
-from app.routes import api
 from tests.app.blind_client import blind_study, invitation, serving, set_up
 
 DESIGN = {"study": "small", "layers": [1], "variants": ["control"], "form": "single", "title": "x", "organiser_key": ""}

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from small_study import MARK, SECOND, WIDE, write_small_study
 from starlette.testclient import TestClient
 
-from app import axes
-from app.axes import AXES, Setting
 from app.main import create_app
-from app.records import Sae
 from app.settings import Settings
+from app.study import axes
+from app.study.axes import AXES, Setting
+from app.study.records import Sae
 
 TEXT = st.text(min_size=1, max_size=20)
 

@@ -6,7 +6,7 @@ import pytest
 from small_experiment import answer, begin
 
 from app.blind.store import LabelStore
-from app.errors import ServeError
+from core.errors import UserError
 from tests.app.bit_flips import flip_all
 from tests.app.blind_client import blind_study, invitation, serving, set_up
 
@@ -67,7 +67,7 @@ def test_answers_behind_a_damaged_length_are_not_forgotten(killed: Path, where: 
     content[{"header": 0, "first": places[0] + 5, "middle": places[len(places) // 2] + 5}[where]] ^= 1
     log.write_bytes(content)
     before = {path: path.read_bytes() for path in (killed, log)}
-    with pytest.raises(ServeError, match=r"its log, labels\.duckdb\.wal, cannot be read to its end"):
+    with pytest.raises(UserError, match=r"its log, labels\.duckdb\.wal, cannot be read to its end"):
         LabelStore(killed)
     assert {path: path.read_bytes() for path in before} == before
 

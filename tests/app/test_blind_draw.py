@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_experiment import candidates, design
 
 from app.blind.design import Design, DesignError
-from app.blind.draw import (
+from app.blind.sampling import (
     BLOCKS,
     CALIPER,
     Candidate,

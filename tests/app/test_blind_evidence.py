@@ -18,7 +18,7 @@ from small_study import SCRIPT, VOCABULARY, WINDOW, write_small_study
 from app.blind import evidence
 from app.blind.design import Design, DesignError
 from app.blind.evidence import BINS, TOP_LEVEL, Evidence, build, build_all, candidates, level, prepare, shuffle_tokens
-from app.studies import Studies, Study
+from app.study.study import Studies, Study
 
 RANDOM = ("rerandomized_incl_embeddings", "control")
 

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.agreement import deal_folds, logistic_scores
 from app.main import create_app
 from app.settings import Settings
+from core.resampling import deal_folds, logistic_scores
 
 TRIALS = 300
 LOOKS = 3

@@ -12,9 +12,9 @@ from blind_rows import double, experiment, items, of, single, ten
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.agreement import krippendorff_alpha
 from app.blind.results import results
-from app.stats import Interval
+from core.resampling import krippendorff_alpha
+from core.stats import Interval
 
 z = NormalDist().inv_cdf
 

@@ -12,7 +12,7 @@ import duckdb
 import pytest
 from blind_rows import double, experiment, items, of, single, ten
 
-from app.blind import plots
+from app.blind import organiser
 from app.blind.export import COLUMNS, label_rows, write_csv, write_parquet
 from app.blind.method import method_paragraph
 from app.blind.outcomes import Results
@@ -244,12 +244,12 @@ def test_hostile_names_stay_text_and_lose_what_cannot_be_seen() -> None:
     assert "\n" not in text
 
 
-def figures(found: Results) -> dict[str, plots.Figure]:
-    return dict(plots.figures(found))
+def figures(found: Results) -> dict[str, organiser.Figure]:
+    return dict(organiser.figures(found))
 
 
 def test_there_is_nothing_to_draw_without_labels() -> None:
-    assert plots.figures(results(experiment(), [], [])) == []
+    assert organiser.figures(results(experiment(), [], [])) == []
 
 
 def test_plots_draw_what_the_results_say() -> None:
@@ -266,7 +266,7 @@ def test_plots_draw_what_the_results_say() -> None:
 def test_plots_are_json_that_app_js_can_colour_and_hold_no_markup_of_others() -> None:
     made = experiment(variants=(SCRIPT, "two"))
     found = results(made, [*ten(variant=SCRIPT), *ten("bob")], items(12))
-    text = json.dumps(plots.figures(found), allow_nan=False)
+    text = json.dumps(organiser.figures(found), allow_nan=False)
     assert "<script" not in text
     # app.js replaces var(--…) in values, not inside lists of texts
     assert not re.search(r"\[\"var\(--", text)

@@ -6,11 +6,11 @@ from blind_rows import double, experiment, items, single
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.agreement import logistic_cv
-from app.blind.metrics import FOLDS, Latents, _folds, out_of_fold
+from app.blind.analysis import FOLDS, Latents, _folds, out_of_fold
 from app.blind.outcomes import MetricOutcome, Results
 from app.blind.results import results
-from app.stats import auroc
+from core.resampling import logistic_cv
+from core.stats import auroc
 
 
 def found(pairs: int, values: dict[str, list[float | None]], labelled: int | None = None, raters: int = 1) -> Results:

@@ -13,8 +13,9 @@ from small_study import write_small_study
 from app.blind import evidence as built
 from app.blind.design import Design
 from app.blind.store import LabelStore
-from app.errors import PageError, ServeError
-from app.studies import Studies
+from app.errors import PageError
+from app.study.study import Studies
+from core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,10 +61,10 @@ def test_a_file_that_another_process_has_is_refused_in_a_sentence(store: LabelSt
     code = f"""
 from pathlib import Path
 from app.blind.store import LabelStore
-from app.errors import ServeError
+from core.errors import UserError
 try:
     LabelStore(Path({str(path)!r}))
-except ServeError as error:
+except UserError as error:
     raise SystemExit(str(error))
 """
     outcome = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -75,7 +76,7 @@ except ServeError as error:
 @pytest.mark.parametrize("content", [b"", b"not a database" * 1000])
 def test_a_file_that_holds_no_labels_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with pytest.raises(ServeError, match="Cannot keep labels"):
+    with pytest.raises(UserError, match="Cannot keep labels"):
         LabelStore(path)
     assert path.read_bytes() == content
 
@@ -83,12 +84,12 @@ def test_a_file_that_holds_no_labels_is_refused(path: Path, content: bytes) -> N
 def test_a_study_file_and_another_version_are_refused(path: Path, store: LabelStore) -> None:
     study = path.with_name("study.duckdb")
     write_small_study(study, layers=[0])
-    with pytest.raises(ServeError, match="Cannot keep labels"):
+    with pytest.raises(UserError, match="Cannot keep labels"):
         LabelStore(study)
     store.close()
     with duckdb.connect(str(path)) as connection:
         connection.execute("UPDATE meta SET schema_version = 99")
-    with pytest.raises(ServeError, match="version 99"):
+    with pytest.raises(UserError, match="version 99"):
         LabelStore(path)
 
 

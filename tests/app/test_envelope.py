@@ -9,8 +9,8 @@ import pytest
 from small_study import write_small_study
 from starlette.testclient import TestClient
 
-from app.envelope import MOST_ADDRESS, MOST_BODY
 from app.main import create_app
+from app.security import MOST_ADDRESS, MOST_BODY
 from app.settings import Settings
 from tests.app.blind_client import blind_study, invitation, own_link, serving, set_up
 from tests.live_server import running

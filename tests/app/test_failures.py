@@ -13,12 +13,13 @@ import pytest
 from small_study import SCRIPT, write_small_study
 from starlette.testclient import TestClient
 
-from app import db
-from app.db import Database
-from app.errors import PageError, ServeError, without_folders
+from app.errors import PageError
 from app.main import create_app, serve
-from app.progress import read_progress
 from app.settings import Settings
+from app.study import files
+from app.study.files import Database
+from core.errors import UserError, without_folders
+from core.progress import read_progress
 
 HTMX = {"HX-Request": "true"}
 
@@ -154,7 +155,7 @@ def test_a_database_without_the_tables_is_damaged(folder_client: TestClient, tmp
 
 def test_a_connection_that_is_of_no_more_use_is_opened_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What DuckDB calls fatal ends every later query on the connection, though the file may be whole."""
-    monkeypatch.setattr(db, "FATAL", (duckdb.CatalogException,))
+    monkeypatch.setattr(files, "FATAL", (duckdb.CatalogException,))
     file, database = tmp_path / "small.duckdb", Database(10)
     write_small_study(file, layers=(0,), latents=10)
     with database.reading(file):
@@ -183,7 +184,7 @@ def test_a_study_being_built_shows_how_far_it_is_on_every_page(folder_client: Te
     write_small_study(tmp_path / "small.duckdb", layers=(0,), complete=False, latents=10, scored=False)
     for page in ("", "/latents", "/latent/trained/0/1", "/compare", "/plots"):
         text = folder_client.get(f"/s/small{page}").text
-        for words in ("12,000 of 150,016", "1,234", "about 4 min left", "2 of 9 SAEs"):
+        for words in ("12,000 of 150,016", "1,234", "about 4.0 min left", "2 of 9 SAEs"):
             assert words in text, page
         assert "<script>window" not in text
     grown = folder_client.get("/s/small/progress?seen=1", headers=HTMX)
@@ -289,9 +290,9 @@ def test_serve_refuses_a_port_in_use_and_a_path_that_is_not_there(tmp_path: Path
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(ServeError, match="in use by another program"):
+        with pytest.raises(UserError, match="in use by another program"):
             serve(Settings(paths=(tmp_path,), port=taken.getsockname()[1]))
-    with pytest.raises(ServeError, match="There is nothing at"):
+    with pytest.raises(UserError, match="There is nothing at"):
         serve(Settings(paths=(tmp_path / "none",)))
 
 

@@ -4,7 +4,7 @@ from http import HTTPStatus
 
 import pytest
 
-from app.routes import plots
+from app.pages import plots
 from tests.app.fuzz import fuzz
 
 

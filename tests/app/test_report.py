@@ -8,12 +8,12 @@ import duckdb
 import pytest
 from small_study import FAILURE, METRICS, SCRIPT, SECOND, Shape, write_small_study
 
-from app import svg
-from app.charts import Curve, Range
-from app.errors import ReportError
-from app.records import Metric
-from app.render import number
-from app.report import write_report
+from app.display import svg
+from app.display.charts import Curve, Range
+from app.pages.report import write_report
+from app.study.records import Metric
+from core.errors import UserError
+from core.text import number
 
 SHAPE = Shape({"toy": (0, 1), SECOND: (0, 3)}, saes=("topk", "pca"), variant_seeds=2, sae_seeds=2)
 
@@ -115,15 +115,15 @@ def test_a_study_with_almost_nothing_in_it_has_a_report(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_or_written_is_said(database: Path, tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="There is no study at"):
+    with pytest.raises(UserError, match="There is no study at"):
         write_report(tmp_path / "none.duckdb", tmp_path / "out.html")
     (tmp_path / "bad.duckdb").write_text("no database")
-    with pytest.raises(ReportError, match="not a DuckDB database"):
+    with pytest.raises(UserError, match="not a DuckDB database"):
         write_report(tmp_path / "bad.duckdb", tmp_path / "out.html")
-    with pytest.raises(ReportError, match="Choose another file"):
+    with pytest.raises(UserError, match="Choose another file"):
         write_report(database, tmp_path / "missing" / "out.html")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ReportError, match="Is a directory"):
+    with pytest.raises(UserError, match="Is a directory"):
         write_report(database, tmp_path / "folder")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.duckdb", "folder"]
 

@@ -10,12 +10,12 @@ import pytest
 from small_study import write_small_study
 from starlette.testclient import TestClient
 
-from app import aggregates
-from app.db import Row
 from app.main import create_app
-from app.report import write_report
+from app.pages.report import write_report
 from app.settings import Settings
-from app.studies import Studies
+from app.study import queries
+from app.study.files import Row
+from app.study.study import Studies
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(database: Path) -> dict[tuple[int, str], Row]:
     with Studies([database], query_seconds=10).open("small") as study:
-        return {(row["sae"], row["scorer"]): row for row in aggregates.scores(study.reader, study.numbers)}
+        return {(row["sae"], row["scorer"]): row for row in queries.scores(study.reader, study.numbers)}
 
 
 def test_scores_are_summed_up_over_the_latents_of_each_sae(found: dict[tuple[int, str], Row], database: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
                 names = [column[0] for column in cursor.description]
                 return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
-        rows = aggregates.scores(Plain(), range(300))  # type: ignore[arg-type]
+        rows = queries.scores(Plain(), range(300))  # type: ignore[arg-type]
     held = sum(row["low"] <= np.log(2) <= row["high"] for row in rows)
     assert 0.94 * 300 <= held < 300
 
@@ -127,8 +127,8 @@ def test_the_floor_stands_beside_the_score_and_in_no_other_number(
         Studies([plain], query_seconds=10).open("small") as before,
         Studies([floored], query_seconds=10).open("small") as after,
     ):
-        without, found = (aggregates.scores(study.reader, study.numbers) for study in (before, after))
-        failed = {row["what"]: row["failed"] for row in aggregates.outcomes(after.reader)}
+        without, found = (queries.scores(study.reader, study.numbers) for study in (before, after))
+        failed = {row["what"]: row["failed"] for row in queries.outcomes(after.reader)}
     floors = ("floor", "floor_low", "floor_high")
     assert all(row[name] is None for row in without for name in floors)
     assert [{**row, **dict.fromkeys(floors)} for row in found] == without

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from app import healthcheck
-from app.errors import ServeError
 from app.main import serve
 from app.settings import Settings, read_settings
-from pipeline.__main__ import main
+from core.errors import UserError
+from lineup import main
 
 BAD = {
     "paths": ["", ":", "/nowhere/at/all", __file__, "x" * 5000],
@@ -84,13 +83,13 @@ def test_an_empty_value_is_none_where_none_is_what_is_usual(monkeypatch: pytest.
 
 def test_a_value_that_is_no_text_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LINEUP_HOST", os.fsdecode(b"\xff"))
-    with pytest.raises(ServeError, match="LINEUP_HOST is"):
+    with pytest.raises(UserError, match="LINEUP_HOST is"):
         read_settings({})
 
 
 @pytest.mark.parametrize("host", ["nowhere.invalid", "x" * 300, "a..b", "::g"])
 def test_a_host_that_is_not_found_is_one_sentence(tmp_path: Path, host: str) -> None:
-    with pytest.raises(ServeError, match="Cannot listen on"):
+    with pytest.raises(UserError, match="Cannot listen on"):
         serve(Settings(paths=(tmp_path,), host=host, port=0))
 
 
@@ -105,12 +104,12 @@ def test_the_health_check_says_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LINEUP_PORT", "many")
-    assert healthcheck.main() == 1
+    assert main(["healthcheck"]) == 1
     assert "LINEUP_PORT is 'many'" in capsys.readouterr().err
 
 
 def test_the_command_as_it_is_typed_ends_with_2(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipeline", "serve", str(tmp_path)]
+    command = [sys.executable, "-m", "lineup", "serve", str(tmp_path)]
     environment = os.environ | {"LINEUP_PORT": ""}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 2

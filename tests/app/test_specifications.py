@@ -6,11 +6,11 @@ import duckdb
 import pytest
 from starlette.testclient import TestClient
 
+from app.display.specifications import SpecificationCurve, curves_of
 from app.main import create_app
-from app.report import write_report
+from app.pages.report import write_report
 from app.settings import Settings
-from app.specifications import SpecificationCurve, curves_of
-from app.studies import Studies
+from app.study.study import Studies
 from tests.app.small_study import write_small_study
 
 

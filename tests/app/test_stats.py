@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as reference
 
-from app.stats import (
+from core.stats import (
     Interval,
     auroc,
     binomial_test,

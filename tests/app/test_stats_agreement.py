@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.stats import norm
 
-from app.agreement import (
+from core.resampling import (
     Level,
     _logistic,
     bootstrap_auroc,
@@ -18,7 +18,7 @@ from app.agreement import (
     krippendorff_alpha,
     logistic_cv,
 )
-from app.stats import auroc, weighted_auroc, wilson
+from core.stats import auroc, weighted_auroc, wilson
 
 LEVELS = get_args(Level)
 OBSERVERS = {
@@ -156,7 +156,7 @@ def test_drawing_in_parts_changes_nothing_but_memory(monkeypatch: pytest.MonkeyP
     rng = np.random.default_rng(2)
     right = rng.random((6, 50)) < 0.6
     whole = bootstrap_raters_and_items(*crossed(right), rng=np.random.default_rng(0), replicates=2001)
-    monkeypatch.setattr("app.agreement._CELLS", 3000)
+    monkeypatch.setattr("core.resampling._CELLS", 3000)
     parts = bootstrap_raters_and_items(*crossed(right), rng=np.random.default_rng(0), replicates=2001)
     assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high), abs=0.01)
 

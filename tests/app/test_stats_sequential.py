@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import betaln
 
-from app.sequential import PRIOR, _log_martingale, anytime_p, confidence_sequence
-from app.stats import Interval, wilson
+from core.stats import PRIOR, Interval, _log_martingale, anytime_p, confidence_sequence, wilson
 
 FLIPS = 1000
 counts = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))

@@ -8,11 +8,11 @@ import pytest
 from small_study import SECOND, Shape, write_small_study
 from starlette.testclient import TestClient
 
-from app.charts import symbol
+from app.display.charts import symbol
+from app.display.comparisons import sweeps
 from app.main import create_app
-from app.records import Variant
 from app.settings import Settings
-from app.sweeps import sweeps
+from app.study.records import Variant
 
 NAMES = ("trained", "control", "scale:4", "scale:0.25", "scale:1", "distribution:uniform", "gain:1", "gain:2")
 SHAPE = Shape({"toy": (0, 1), SECOND: (0, 3)}, variants=("trained", "control"), variant_seeds=2, sae_seeds=2)

@@ -11,12 +11,12 @@ import pytest
 from small_study import Shape, write_small_study
 from starlette.testclient import TestClient
 
-from app.db import Row
+from app.display.discrimination import ALL_TOGETHER, FEW, Heatmap, Seen, Telling, Tellings, heatmap
 from app.main import create_app
-from app.records import Metric, Variant
-from app.report import write_report
+from app.pages.report import write_report
 from app.settings import Settings
-from app.telling import ALL_TOGETHER, FEW, Heatmap, Seen, Telling, Tellings, heatmap
+from app.study.files import Row
+from app.study.records import Metric, Variant
 
 NAMES = ("trained", "scale:4", "control", "scale:0.25", "gain:2", "permuted")
 SHAPE = Shape({"toy": (0, 1, 3)}, variants=NAMES, sae_seeds=2)

@@ -12,12 +12,13 @@ from small_study import Shape, small_study, write_rows
 from starlette.routing import NoMatchFound
 from starlette.testclient import TestClient
 
-from app import render, tokens
-from app.charts import plain
+from app.display import contexts
+from app.display.charts import plain
 from app.main import create_app
-from app.report import write_report
+from app.pages import render
+from app.pages.address import linker
+from app.pages.report import write_report
 from app.settings import Settings
-from app.state import linker
 
 FOLDER = render.ROOT / "templates"
 TEMPLATES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.html"))
@@ -70,16 +71,16 @@ def test_numbers_are_written_for_people(value: float | None, text: str) -> None:
 
 
 def test_invisible_characters_are_made_visible() -> None:
-    assert tokens.visible("a\nb\tc") == "a↵b⇥c"
-    assert tokens.visible("\u202eabc\x00") == "▯abc▯"
-    assert tokens.chip(" the") == "␣the"
-    assert tokens.chip("   ") == "␣␣␣"
-    assert tokens.chip("") == "∅"
+    assert contexts.visible("a\nb\tc") == "a↵b⇥c"
+    assert contexts.visible("\u202eabc\x00") == "▯abc▯"
+    assert contexts.chip(" the") == "␣the"
+    assert contexts.chip("   ") == "␣␣␣"
+    assert contexts.chip("") == "∅"
 
 
 def test_shades_follow_the_activation() -> None:
-    assert [tokens.shade(a, 10.0) for a in (0.01, 5.0, 10.0, 12.0)] == [1, 5, 10, 10]
-    assert tokens.shade(1.0, 0.0) == 1
+    assert [contexts.shade(a, 10.0) for a in (0.01, 5.0, 10.0, 12.0)] == [1, 5, 10, 10]
+    assert contexts.shade(1.0, 0.0) == 1
 
 
 def test_plotly_gets_no_markup() -> None:

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 from small_study import SCRIPT, Shape, write_small_study
 
-from app.report import write_report
+from app.pages.report import write_report
 from tests.live_server import running
 
 MODELS = {"first": (0, 1), "a model with a name too long to stand beside another": (0, 3)}

@@ -20,10 +20,10 @@ from typing import Any, TypeAlias
 import yaml
 
 from pipeline import activations
+from pipeline.config import load_study
 from pipeline.manifest import file_sha256
 from pipeline.saes import architectures
 from pipeline.study import run_study
-from pipeline.study_file import load_study
 from tests.pipeline.llm_server import Model, good, running
 from tests.pipeline.studies_for_tests import differing, query, toy_study
 from tests.pipeline.toy import write_toy_package

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.__main__ import main as lineup
+from lineup import main as lineup
 from tests.pipeline.damage import asking, small_study
 from tests.pipeline.llm_server import running
 from tests.pipeline.studies_for_tests import ROOT, differing

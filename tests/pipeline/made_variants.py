@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 
 from pipeline.models.load import LoadedModel, ModelInfo
 from pipeline.variants.initialise import SCHEMES
-from pipeline.variants.make import VARIANTS, VariantModel, make_variant
+from pipeline.variants.make import VariantModel, make_variant
 from pipeline.variants.randomise import DISTRIBUTIONS
+from pipeline.variants.table import VARIANTS
 from tests.pipeline.toy import toy_gemma, toy_gpt2, toy_llama, toy_mamba, toy_neox, toy_rwkv, toy_tokenizer
 
 Make = Callable[..., PreTrainedModel]

@@ -5,7 +5,7 @@ import torch
 from pipeline.activations import Activations
 from pipeline.config import SaeConfig
 from pipeline.hardware import Compute
-from pipeline.saes.trained import Request
+from pipeline.saes.base import Request
 
 CPU = Compute("cpu", bfloat16=False)
 

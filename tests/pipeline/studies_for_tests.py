@@ -66,7 +66,7 @@ def differing(one: Path, other: Path) -> list[str]:
 
 def command(study: Path, runs: Path, *more: str) -> list[str]:
     """`lineup run STUDY`, as a process of its own."""
-    return [sys.executable, "-m", "pipeline", "run", str(study), "--runs", str(runs), *more]
+    return [sys.executable, "-m", "lineup", "run", str(study), "--runs", str(runs), *more]
 
 
 def run(study: Path, runs: Path, *more: str) -> subprocess.CompletedProcess[str]:

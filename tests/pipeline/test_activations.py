@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import FalconConfig, FalconForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
+from core.errors import UserError
 from pipeline import activations
 from pipeline.config import Hook, hook_name
-from pipeline.errors import LineupError
 from pipeline.hardware import Compute
 from pipeline.latents.logits import final_gain
 from pipeline.manifest import note
@@ -114,7 +114,7 @@ def test_a_hook_point_that_a_model_lacks_is_answered_with_those_it_has(
 ) -> None:
     made = model()
     check_hooks(made, [0, 1], ["resid_post"])
-    with pytest.raises(LineupError, match=rf"{type(made).__name__} has no '{hook}' in layer 1; it has: resid_post\."):
+    with pytest.raises(UserError, match=rf"{type(made).__name__} has no '{hook}' in layer 1; it has: resid_post\."):
         check_hooks(made, [1], ["resid_post", hook])
 
 
@@ -127,7 +127,7 @@ def toy_opt() -> PreTrainedModel:
 def test_activations_that_are_no_sequences_are_refused(loaded: LoadedModel, tmp_path: Path) -> None:
     opt = LoadedModel(toy_opt(), loaded.tokenizer, loaded.info)
     variant = make_variant(opt, "trained", seed=0)
-    with pytest.raises(LineupError, match=r"shape \[48, 32\], not batch, position and dimension"):
+    with pytest.raises(UserError, match=r"shape \[48, 32\], not batch, position and dimension"):
         activations.run_variant(variant, SEQUENCES[:3], ["mlp_out"], [0], 0, 0, CPU, tmp_path, lambda *_: None)
 
 

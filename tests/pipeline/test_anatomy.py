@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pipeline.errors import LineupError
+from core.errors import UserError
 from pipeline.models.anatomy import Anatomy, gain_offset, tensor_kinds
 from tests.pipeline.made_variants import MODELS, Make
 from tests.pipeline.toy import toy_gemma, toy_gpt2, toy_llama, toy_mamba, toy_neox, toy_rwkv
@@ -97,7 +97,7 @@ def test_every_tensor_but_the_ends_and_the_last_norm_is_in_a_block(make: Make) -
 def test_a_model_without_a_list_of_blocks_is_refused() -> None:
     model = toy_llama()
     model.config.num_hidden_layers = 7
-    with pytest.raises(LineupError, match="LlamaForCausalLM has no list of 7 blocks"):
+    with pytest.raises(UserError, match="LlamaForCausalLM has no list of 7 blocks"):
         _ = Anatomy(model).blocks
 
 
@@ -127,7 +127,7 @@ def test_a_branch_whose_end_cannot_be_told_is_refused() -> None:
     model = toy_llama()
     for layer in model.model.layers:
         layer.mlp.down_proj = nn.Linear(64, 31)
-    with pytest.raises(LineupError, match="Cannot tell which weights of LlamaMLP write to the residual stream"):
+    with pytest.raises(UserError, match="Cannot tell which weights of LlamaMLP write to the residual stream"):
         _ = Anatomy(model).projections
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from core.errors import UserError
 from pipeline import artefacts, manifest
 from pipeline.artefacts import Artefacts, digest
-from pipeline.errors import LineupError
 
 
 def test_a_stage_whose_files_have_changed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +207,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_stays(error: Exception, tm
         write(folder)
         raise error
 
-    with pytest.raises(LineupError, match=r"^Cannot write '.*sae-\w+\.partial': [A-Z][a-z ]+\. What.* make room, then"):
+    with pytest.raises(UserError, match=r"^Cannot write '.*sae-\w+\.partial': [A-Z][a-z ]+\. What.* make room, then"):
         Artefacts(tmp_path, "here").make("sae", 1, build)
     assert list(tmp_path.iterdir()) == []
 
@@ -223,7 +223,7 @@ def test_another_error_of_the_disks_says_nothing_of_room(error: Exception, says:
     def build(_: Path) -> None:
         raise error
 
-    with pytest.raises(LineupError, match=says) as raised:
+    with pytest.raises(UserError, match=says) as raised:
         Artefacts(tmp_path, "here").make("sae", 1, build)
     assert "room" not in str(raised.value)
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from core.errors import UserError
 from pipeline.autointerp import check_scorers, explain_and_score, lexical, needs_llm, needs_sample, score_metrics
 from pipeline.autointerp.examples import Examples, Protocol, draw
 from pipeline.autointerp.scorers import Rated, score
 from pipeline.config import AutointerpConfig, CollectConfig, Pool, SplitBy
-from pipeline.errors import LineupError
 from pipeline.latents import collect
 
 WINDOW, VOCABULARY = 16, 50
@@ -308,7 +308,7 @@ def test_only_the_scorers_that_were_asked_for_score(
     ],
 )
 def test_settings_that_make_no_sense_are_refused_in_a_sentence(settings: dict, message: str) -> None:
-    with pytest.raises(LineupError, match=message):
+    with pytest.raises(UserError, match=message):
         check_scorers(AutointerpConfig(**settings))
 
 

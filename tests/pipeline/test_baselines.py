@@ -7,11 +7,10 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from pipeline.errors import LineupError
+from core.errors import UserError
 from pipeline.latents import codes
 from pipeline.saes.architectures import train
-from pipeline.saes.baselines import principal_components
-from pipeline.saes.training import new_sae
+from pipeline.saes.training import new_sae, principal_components
 from tests.pipeline.sae_inputs import CPU, activations, on_corpus, request, small, unexplained
 
 BASELINES = {"untrained": 64, "frozen_decoder": 64, "pca": 32, "neurons": 32}
@@ -91,5 +90,5 @@ def test_no_basis_reconstructs_better_than_principal_components_on_gaussian_acti
 
 @pytest.mark.parametrize("architecture", ["pca", "neurons"])
 def test_a_k_above_the_dimensions_is_said(architecture: str) -> None:
-    with pytest.raises(LineupError, match=rf"k is 17, but {architecture} has only 16 directions"):
+    with pytest.raises(UserError, match=rf"k is 17, but {architecture} has only 16 directions"):
         train(activations(), small(architecture=architecture, k=17), {}, 1, CPU)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.__main__ import main
+from lineup import main
 from tests.pipeline.studies_for_tests import toy_study
 from tests.pipeline.toy import save_toy_model, toy_gpt2, toy_mamba
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ModelConfig, SaeConfig, Study, hook_name, layers_of
-from pipeline.errors import LineupError
-from pipeline.study_file import load_study
+from core.errors import UserError
+from pipeline.config import ModelConfig, SaeConfig, Study, hook_name, layers_of, load_study
 from tests.pipeline.study_numbers import NUMBERS, override
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -162,7 +161,7 @@ def test_a_study_cannot_be_changed_after_it_is_read() -> None:
 )
 def test_a_wrong_study_is_refused_by_name_and_value(tmp_path: Path, text: str, says: list[str]) -> None:
     path = write(tmp_path, text)
-    with pytest.raises(LineupError) as error:
+    with pytest.raises(UserError) as error:
         load_study(path)
     assert all(part in str(error.value) for part in [str(path), *says]), str(error.value)
 
@@ -188,16 +187,16 @@ def test_a_number_beyond_its_limits_is_one_sentence(tmp_path: Path, key: str) ->
     path = write(tmp_path, "name: mine")
     for value in BEYOND:
         change = override(key, value)
-        with pytest.raises(LineupError, match=re.escape(change.partition("=")[0])):
+        with pytest.raises(UserError, match=re.escape(change.partition("=")[0])):
             load_study(path, (change,))
 
 
 def test_a_missing_study_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LineupError, match=r"nowhere\.yaml"):
+    with pytest.raises(UserError, match=r"nowhere\.yaml"):
         load_study(tmp_path / "nowhere.yaml")
 
 
 @pytest.mark.parametrize(("override", "says"), [("sae.k", "key=value"), ("name.k=1", "'name' is not a section")])
 def test_a_wrong_override_is_named(tmp_path: Path, override: str, says: str) -> None:
-    with pytest.raises(LineupError, match=says):
+    with pytest.raises(UserError, match=says):
         load_study(write(tmp_path, "name: mine"), (override,))

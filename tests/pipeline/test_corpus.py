@@ -15,9 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.errors import UserError
 from pipeline.config import CorpusConfig
-from pipeline.errors import LineupError
-from pipeline.store import write_study
+from pipeline.database import write_study
 from pipeline.text import wikipedia
 from pipeline.text.corpus import DOCUMENTS, MARGIN, Corpus, build_corpus
 from tests.pipeline.toy import END, toy_documents, toy_tokenizer, write_toy_corpus
@@ -145,14 +145,14 @@ def test_too_little_text_is_told_with_what_there_is(tmp_path: Path) -> None:
     path = write_toy_corpus(tmp_path / "few.jsonl", n=2, sentences=5)
     ids = [TOKENIZER(text)["input_ids"] for _, text in toy_documents(2, 5)]
     found = sum(len(document) // 32 * 32 for document in ids)
-    with pytest.raises(LineupError, match=rf"gives {found} tokens in 2 documents.*asks for 6,400"):
+    with pytest.raises(UserError, match=rf"gives {found} tokens in 2 documents.*asks for 6,400"):
         build_corpus(config(f"jsonl:{path}"), TOKENIZER, seed=0)
 
 
 def test_one_document_cannot_be_split(tmp_path: Path) -> None:
     path = tmp_path / "one.txt"
     path.write_text(toy_documents(1)[0][1], encoding="utf-8")
-    with pytest.raises(LineupError, match="gives 1 documents, and a corpus needs two"):
+    with pytest.raises(UserError, match="gives 1 documents, and a corpus needs two"):
         build_corpus(config(f"text:{path}", tokens=320), TOKENIZER, seed=0)
 
 
@@ -181,19 +181,19 @@ def test_special_tokens_that_a_text_spells_are_characters(tmp_path: Path, more: 
 
 
 def test_an_empty_folder_gives_nothing(tmp_path: Path) -> None:
-    with pytest.raises(LineupError, match="gives 0 tokens in 0 documents"):
+    with pytest.raises(UserError, match="gives 0 tokens in 0 documents"):
         build_corpus(config(f"text:{tmp_path}"), TOKENIZER, seed=0)
 
 
 def test_fewer_tokens_than_two_sequences_are_too_few(source: str) -> None:
-    with pytest.raises(LineupError, match=r"corpus.tokens is 63, .* at least 64"):
+    with pytest.raises(UserError, match=r"corpus.tokens is 63, .* at least 64"):
         build_corpus(config(source, tokens=63), TOKENIZER, seed=0)
 
 
 def test_bos_needs_a_tokeniser_that_has_one(source: str) -> None:
     tokenizer = toy_tokenizer()
     tokenizer.bos_token = None
-    with pytest.raises(LineupError, match="no BOS token"):
+    with pytest.raises(UserError, match="no BOS token"):
         build_corpus(config(source, prepend_bos=True), tokenizer, seed=0)
 
 
@@ -289,7 +289,7 @@ def test_training_tokens_count_in_the_hash_and_are_saved(tmp_path: Path) -> None
 
 
 def test_too_little_text_after_the_corpus_is_told_with_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(LineupError, match=r"gives [\d,]+ tokens after .* corpus.training_tokens asks for 9,000,000"):
+    with pytest.raises(UserError, match=r"gives [\d,]+ tokens after .* corpus.training_tokens asks for 9,000,000"):
         build_corpus(config(numbered(tmp_path / "a"), tokens=3200, training_tokens=9_000_000), TOKENIZER, seed=0)
 
 

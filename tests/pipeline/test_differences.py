@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.measures.differences import difference_table, replicates, welch_interval
+from pipeline.measures.comparisons import difference_table, replicates, welch_interval
 
 PLACE = {"model": "toy", "hook": "resid_post", "name": "topk", "layer": 1}
 

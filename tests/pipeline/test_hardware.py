@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from core.errors import UserError
 from pipeline import hardware
 from pipeline.config import Study
-from pipeline.errors import LineupError
 from pipeline.hardware import Compute, enough_memory, settled
 from pipeline.study import run_study
 from tests.pipeline.studies_for_tests import query
@@ -26,7 +26,7 @@ from tests.pipeline.studies_for_tests import query
     ],
 )
 def test_too_little_memory_is_a_sentence(error: Exception) -> None:
-    with pytest.raises(LineupError, match=r"not enough memory \(.*\)\. .* `lineup plan`") as told, enough_memory():
+    with pytest.raises(UserError, match=r"not enough memory \(.*\)\. .* `lineup plan`") as told, enough_memory():
         raise error
     assert "\n" not in str(told.value)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), enough_memory():
@@ -68,7 +68,7 @@ def test_an_empty_variable_leaves_the_choice_and_a_wrong_one_is_said(
     monkeypatch.setenv("LINEUP_PRECISION", "")
     assert hardware.detect() == Compute("cpu", bfloat16=True)
     monkeypatch.setenv("LINEUP_PRECISION", "float16")
-    with pytest.raises(LineupError, match=r"LINEUP_PRECISION is 'float16', .* Known: float32, bfloat16; without it"):
+    with pytest.raises(UserError, match=r"LINEUP_PRECISION is 'float16', .* Known: float32, bfloat16; without it"):
         hardware.detect()
 
 
@@ -81,7 +81,7 @@ def test_products_have_the_precision_that_was_asked_for() -> None:
 
 def test_a_wrong_variable_is_said_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LINEUP_PRECISION", "half")
-    with pytest.raises(LineupError, match="LINEUP_PRECISION is 'half'"):
+    with pytest.raises(UserError, match="LINEUP_PRECISION is 'half'"):
         run_study(Study(name="mine"), tmp_path)
     assert not list(tmp_path.iterdir())
 

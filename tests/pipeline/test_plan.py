@@ -10,22 +10,20 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.config import ModelConfig, Precision, SaeConfig, Study
-from pipeline.errors import LineupError
+from core.errors import UserError
+from pipeline.config import ModelConfig, Precision, SaeConfig, Study, load_study
 from pipeline.hardware import Compute
 from pipeline.latents.codes import NONZERO
 from pipeline.models import shapes
 from pipeline.models.load import ModelInfo
 from pipeline.models.shapes import Shape, shape_of
 from pipeline.plan import machines
-from pipeline.plan.describe import describe, duration, render
-from pipeline.plan.forecast import BYTES_A_SECOND, LOCAL_BYTES, LOCAL_SPEED, Plan, plan
+from pipeline.plan.forecast import BYTES_A_SECOND, LOCAL_BYTES, LOCAL_SPEED, Plan, describe, duration, plan, render
 from pipeline.plan.machines import Machine, gpu_machine
 from pipeline.plan.work import Work
 from pipeline.saes.architectures import ARCHITECTURES
-from pipeline.saes.trained import Request
-from pipeline.study_file import load_study
-from pipeline.variants.make import find_variant
+from pipeline.saes.base import Request
+from pipeline.variants.table import find_variant
 from tests.pipeline.study_numbers import NUMBERS, override
 from tests.pipeline.toy import toy_llama
 
@@ -279,9 +277,9 @@ def test_a_language_model_that_costs_too_much_is_told_beforehand() -> None:
 
 
 def test_layers_and_variants_that_do_not_exist_are_errors() -> None:
-    with pytest.raises(LineupError, match="no layer 10; allowed: 0 to 9"):
+    with pytest.raises(UserError, match="no layer 10; allowed: 0 to 9"):
         forecast(layers=[10])
-    with pytest.raises(LineupError, match="Unknown variant 'step00'"):
+    with pytest.raises(UserError, match="Unknown variant 'step00'"):
         forecast(variants=["step00"])
 
 
@@ -293,7 +291,7 @@ def test_the_smallest_and_the_largest_number_of_every_key_give_a_plan_or_a_sente
         if "imum" in what:
             step = 1 if NUMBERS[key]["type"] == "integer" else 1e-9
             value = bound + step * {"exclusiveMinimum": 1, "exclusiveMaximum": -1}.get(what, 0)
-            with suppress(LineupError):
+            with suppress(UserError):
                 made = load_study(path, (override(key, value),))
                 assert "All numbers are estimates." in render(made, [plan(made, [SHAPE], HERE)])
 
@@ -320,7 +318,7 @@ def test_the_text_has_every_stage_and_says_what_it_assumes() -> None:
 def test_what_does_not_fit_stands_out() -> None:
     made = study()
     text = render(made, [plan(made, [SHAPE], HERE._replace(memory=10**6))])
-    assert "MORE than the 1 MB that are there" in text
+    assert "exceeds the 1 MB available" in text
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ from sae_lens.loading import pretrained_sae_loaders
 from sae_lens.registry import get_sae_class
 from safetensors.torch import save_file
 
-from pipeline.errors import LineupError
+from core.errors import UserError
+from pipeline.config import load_study
 from pipeline.latents import codes
 from pipeline.saes import pretrained
 from pipeline.saes.architectures import train
-from pipeline.saes.trained import Trained, normalisation
+from pipeline.saes.base import Trained, normalisation
 from pipeline.study import run_study
-from pipeline.study_file import load_study
 from tests.pipeline.sae_inputs import CPU, activations, on_corpus, small
 from tests.pipeline.studies_for_tests import toy_study
 
@@ -161,7 +161,7 @@ def test_a_release_of_saelens_list_is_asked_by_its_name(monkeypatch: pytest.Monk
         raise ValueError(f"asked for {name} of {release}")
 
     monkeypatch.setattr(SAE, "from_pretrained", refuse)
-    with pytest.raises(LineupError, match=r"asked for blocks\.7\.hook_resid_pre of gpt2-small-res-jb"):
+    with pytest.raises(UserError, match=r"asked for blocks\.7\.hook_resid_pre of gpt2-small-res-jb"):
         load("hub:gpt2-small-res-jb/blocks.{layer}.hook_resid_pre")
 
 
@@ -170,7 +170,7 @@ def test_an_unreachable_hub_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         raise LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr(pretrained, "hf_hub_download", offline)
-    with pytest.raises(LineupError, match=r"Cannot read the SAE 'sparsify:hub:a/b/c': no connection\. Check the name"):
+    with pytest.raises(UserError, match=r"Cannot read the SAE 'sparsify:hub:a/b/c': no connection\. Check the name"):
         load("sparsify:hub:a/b/c")
 
 
@@ -188,14 +188,14 @@ def test_what_sparsify_wrote_and_is_no_topk_sae_is_refused(
     settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     write_sparsify(tmp_path / "sae", **settings)
-    with pytest.raises(LineupError, match=message):
+    with pytest.raises(UserError, match=message):
         load(f"sparsify:folder:{tmp_path}/sae")
 
 
 def test_a_skip_connection_is_seen_in_the_weights_too(tmp_path: Path) -> None:
     weights = write_sparsify(tmp_path / "sae")
     save_file(weights | {"W_skip": torch.zeros(16, 16)}, tmp_path / "sae/sae.safetensors")
-    with pytest.raises(LineupError, match="not an SAE but a transcoder"):
+    with pytest.raises(UserError, match="not an SAE but a transcoder"):
         load(f"sparsify:folder:{tmp_path}/sae")
 
 
@@ -213,7 +213,7 @@ def test_what_is_no_sae_of_this_hook_point_is_refused(
     architecture: str, settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     write_saelens(tmp_path, architecture, **settings)
-    with pytest.raises(LineupError, match=message):
+    with pytest.raises(UserError, match=message):
         load(f"folder:{tmp_path}")
 
 
@@ -229,14 +229,14 @@ def test_what_is_no_sae_of_this_hook_point_is_refused(
     ],
 )
 def test_a_source_that_cannot_be_read_is_said(source: str, message: str) -> None:
-    with pytest.raises(LineupError, match=message):
+    with pytest.raises(UserError, match=message):
         load(source)
 
 
 def test_a_file_that_is_no_configuration_is_said(tmp_path: Path) -> None:
     write_saelens(tmp_path)
     (tmp_path / "cfg.json").write_text("{", encoding="utf-8")
-    with pytest.raises(LineupError, match=r"Cannot read the SAE 'folder:"):
+    with pytest.raises(UserError, match=r"Cannot read the SAE 'folder:"):
         load(f"folder:{tmp_path}")
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.artefacts import Artefacts
 from pipeline.config import Study
+from pipeline.database import FEWEST_SECONDS, MOST_SECONDS, Finished, metrics_of_study
 from pipeline.measures.metrics import METRICS
-from pipeline.publish import FEWEST_SECONDS, MOST_SECONDS, Finished, metrics_of_study
 
 
 def finished(folder: Path, **changes: object) -> Finished:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import LineupError
+from core.errors import UserError
 from pipeline.models.anatomy import Anatomy
 from pipeline.seeds import torch_generator
 from pipeline.variants.randomise import (
@@ -249,7 +249,7 @@ def test_only_a_branch_is_redrawn(make: Make, name: str, branch: str) -> None:
 
 @pytest.mark.parametrize("name", ["attention_only", "mlp_only"])
 def test_a_model_without_branches_of_that_name_is_refused(name: str) -> None:
-    with pytest.raises(LineupError, match="MambaForCausalLM has no module inside its blocks whose class is called"):
+    with pytest.raises(UserError, match="MambaForCausalLM has no module inside its blocks whose class is called"):
         made(toy_mamba(), name)
 
 
@@ -268,7 +268,7 @@ def test_the_same_layer_is_redrawn_alike_wherever_the_redraw_begins() -> None:
 
 
 def test_a_layer_that_the_model_lacks_is_refused() -> None:
-    with pytest.raises(LineupError, match=r"layers_from:3: the model has no layer 3; allowed: 0 to 2\."):
+    with pytest.raises(UserError, match=r"layers_from:3: the model has no layer 3; allowed: 0 to 2\."):
         made(toy_llama(), "layers_from:3")
 
 

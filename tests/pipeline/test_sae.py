@@ -11,14 +11,14 @@ from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 
+from core.errors import UserError
 from pipeline.config import Architecture as Name
 from pipeline.config import SaeConfig
-from pipeline.errors import LineupError
 from pipeline.latents import codes
 from pipeline.saes import training
 from pipeline.saes.architectures import ARCHITECTURES, train
+from pipeline.saes.base import Further, Request, Trained, normalisation
 from pipeline.saes.sparse_topk import SparseTopKTrainingSAE
-from pipeline.saes.trained import Further, Request, Trained, normalisation
 from pipeline.saes.training import batches, folded, new_sae, new_trainer
 from tests.pipeline.sae_inputs import CPU, activations, on_corpus, request, small, unexplained
 
@@ -119,7 +119,7 @@ def test_the_corpus_is_encoded_as_the_sae_itself_does_it(
 def test_an_sae_whose_activations_would_not_fit_is_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
     sae = train(activations(), small(), {}, 1, CPU).sae
     monkeypatch.setattr(codes, "NONZERO", 7_000)
-    with pytest.raises(LineupError, match=r"On average 4 of the SAE's latents are active on a token, .* 2000 tokens"):
+    with pytest.raises(UserError, match=r"On average 4 of the SAE's latents are active on a token, .* 2000 tokens"):
         codes.encode(sae, on_corpus(activations()), 4_000, CPU, lambda *_: pytest.fail("went on"))
 
 
@@ -290,10 +290,10 @@ def test_a_larger_penalty_makes_fewer_latents_active() -> None:
     ],
 )
 def test_settings_that_do_not_do_are_said(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(LineupError, match=message):
+    with pytest.raises(UserError, match=message):
         train(activations(), small(**changes), {}, 0, CPU)
 
 
 def test_too_few_tokens_for_a_batch_is_said() -> None:
-    with pytest.raises(LineupError, match=r"batch_tokens is 100, but there are only 60 training tokens"):
+    with pytest.raises(UserError, match=r"batch_tokens is 100, but there are only 60 training tokens"):
         train(activations(60), small(), {}, 0, CPU)

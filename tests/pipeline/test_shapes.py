@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from core.errors import UserError
 from pipeline.config import ModelConfig
-from pipeline.errors import LineupError
 from pipeline.models import shapes
 from pipeline.models.shapes import shape_of
 from pipeline.plan.machines import GPUS, gpu_machine, this_machine
@@ -44,21 +44,21 @@ def test_a_folder_is_measured_without_its_weights(tmp_path: Path) -> None:
 
 
 def test_a_model_whose_size_is_not_known_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LineupError, match=r"shape of 'wheel:other' is not known.*hub:EleutherAI/pythia-70m"):
+    with pytest.raises(UserError, match=r"shape of 'wheel:other' is not known.*hub:EleutherAI/pythia-70m"):
         shape_of(ModelConfig(source="wheel:other"))
 
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("We couldn't connect\nto anything")
 
     monkeypatch.setattr(shapes.AutoConfig, "from_pretrained", unreachable)
-    with pytest.raises(LineupError, match=r"configuration of 'hub:some/model': We couldn't connect\. Check"):
+    with pytest.raises(UserError, match=r"configuration of 'hub:some/model': We couldn't connect\. Check"):
         shape_of(ModelConfig(source="hub:some/model"))
 
 
 def test_a_gpu_has_its_row() -> None:
     assert gpu_machine("h100").speed == 0.4 * 989e12
     assert gpu_machine("A100 40GB").gpu_memory == 40 * 10**9
-    with pytest.raises(LineupError, match=r"Unknown GPU 'H101'\. Known: RTX 3090, .*H100"):
+    with pytest.raises(UserError, match=r"Unknown GPU 'H101'\. Known: RTX 3090, .*H100"):
         gpu_machine("H101")
     assert all(gpu_machine(name).name == name for name in GPUS)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from app.agreement import bootstrap_auroc
+from core.resampling import bootstrap_auroc
 from pipeline.autointerp import curve, explain_and_score, lexical
 from pipeline.autointerp.examples import Protocol
 from pipeline.autointerp.specification import Specification, delong, summed_up

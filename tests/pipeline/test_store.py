@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from core.errors import UserError
 from pipeline.autointerp import score_metrics
 from pipeline.config import AutointerpConfig
-from pipeline.errors import LineupError
+from pipeline.database import Part, write_study
 from pipeline.measures.metrics import metrics_table
-from pipeline.store import Part, write_study
 
 
 def latents(count: int) -> pa.Table:
@@ -80,7 +80,7 @@ def test_a_failed_explanation_is_a_state_and_its_reason_stays_with_it(tmp_path: 
 def test_a_write_that_fails_leaves_the_old_database(tmp_path: Path) -> None:
     database = tmp_path / "s.duckdb"
     write_study(database, {"latents": latents(3).append_column("sae", pa.array([0] * 3))})
-    with pytest.raises(LineupError, match="Cannot write"):
+    with pytest.raises(UserError, match="Cannot write"):
         write_study(database, {"latents": [Part(tmp_path / "missing.parquet", {"sae": 0})]})
     assert rows(database, "SELECT count(*) FROM latents") == [(3,)]
     assert [path.name for path in tmp_path.iterdir()] == ["s.duckdb"]
@@ -111,7 +111,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_database_alone(kind: str
         raise FULL[kind]("No space left on device")
 
     write_study(tmp_path / "s.duckdb", three())
-    with pytest.raises(LineupError, match=r"^Cannot write '.*s\.duckdb': No space left on device\. .* make room, then"):
+    with pytest.raises(UserError, match=r"^Cannot write '.*s\.duckdb': No space left on device\. .* make room, then"):
         write_study(tmp_path / "s.duckdb", three(), {"tells": full})
     assert rows(tmp_path / "s.duckdb", "SELECT count(*) FROM latents") == [(3,)]
     assert [path.name for path in tmp_path.iterdir()] == ["s.duckdb"]

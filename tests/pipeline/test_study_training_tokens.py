@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import activations
+from pipeline.config import load_study
 from pipeline.study import run_study
-from pipeline.study_file import load_study
 from tests.pipeline.studies_for_tests import query, toy_study
 from tests.pipeline.toy import write_toy_corpus
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.measures.tell import ALL, match_density, tell, tell_table
+from pipeline.measures.comparisons import ALL, match_density, tell, tell_table
 
 NAMES = ("density", "score")
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.errors import LineupError
+from core.errors import UserError
+from pipeline.database import write_study
 from pipeline.models.anatomy import Anatomy, tensor_kinds
 from pipeline.models.hooks import value_of
 from pipeline.seeds import torch_generator
-from pipeline.store import write_study
-from pipeline.variants.make import VARIANTS, find_variant, make_variant, tensor_table
-from pipeline.variants.noise import matched
-from pipeline.variants.randomise import moments
+from pipeline.variants.make import make_variant, tensor_table
+from pipeline.variants.randomise import matched, moments
+from pipeline.variants.table import VARIANTS, find_variant
 from tests.pipeline.made_variants import MODELS, NAMES, REDRAWN, Make, in_memory, kept, made, state
 from tests.pipeline.toy import bridge, toy_gemma, toy_gpt2, toy_llama, toy_loaded, toy_neox
 
@@ -144,11 +144,11 @@ def test_step0_is_the_checkpoint_that_the_loader_gives() -> None:
 
 
 def test_step0_is_refused_where_there_is_none_or_another_model() -> None:
-    with pytest.raises(LineupError, match="The variant step0 needs a model of the Hub that has a revision 'step0'"):
+    with pytest.raises(UserError, match="The variant step0 needs a model of the Hub that has a revision 'step0'"):
         made(toy_neox(), "step0")
-    with pytest.raises(LineupError, match="revision 'step0' has tensors of other names or shapes than the trained one"):
+    with pytest.raises(UserError, match="revision 'step0' has tensors of other names or shapes than the trained one"):
         made(toy_neox(), "step0", load=lambda _: toy_neox(num_hidden_layers=1))
-    with pytest.raises(LineupError, match="revision 'step0' holds the trained weights themselves"):
+    with pytest.raises(UserError, match="revision 'step0' holds the trained weights themselves"):
         made(toy_neox(), "step0", load=lambda _: toy_neox())
 
 
@@ -257,7 +257,7 @@ def test_the_first_block_sees_the_noise_itself(make: Make) -> None:
 
 
 def test_an_unknown_variant_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(LineupError, match=rf"Unknown variant 'step00'\. Known: {', '.join(VARIANTS)}\."):
+    with pytest.raises(UserError, match=rf"Unknown variant 'step00'\. Known: {', '.join(VARIANTS)}\."):
         made(toy_llama(), "step00")
 
 
@@ -307,7 +307,7 @@ def test_a_parameter_stands_in_name_label_and_description() -> None:
     ],
 )
 def test_a_parameter_that_is_not_allowed_is_answered_with_what_is(name: str, message: str) -> None:
-    with pytest.raises(LineupError) as error:
+    with pytest.raises(UserError) as error:
         find_variant(name)
     assert str(error.value).startswith(message)
 

@@ -1,0 +1,1 @@
+"""What of a study is shown, and how: tables, charts, contexts."""

@@ -1,0 +1,234 @@
+"""What an address says: query parameters of each page, the setting, and links with some of them changed."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+from urllib.parse import quote, urlencode
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.errors import bad_request
+from app.security import base_of, path_of
+from app.study import axes, queries
+from app.study.axes import Axis, Setting
+from app.study.files import StudyPendingError
+from app.study.records import OPERATORS, SCORE_STATES, Condition, Order, Sae
+from app.study.study import Study
+
+Number = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Link = Callable[..., str]
+
+_CONDITION = re.compile(r"\s*(\w+)\s*(>=|<=|>|<|=)\s*(\S+)\s*")
+
+
+class Query(BaseModel):
+    """Query parameters; an empty one counts as absent, so that plain forms work."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return {key: value for key, value in data.items() if value not in ("", [], [""])}
+
+
+class Ordered(Query):
+    """A choice of order over latents."""
+
+    sort: str | None = None
+    order: Literal["asc", "desc"] | None = None
+
+
+class ListQuery(Ordered):
+    """The list of latents."""
+
+    variant: str | None = None
+    layer: Number | None = None
+    state: Literal["alive", "dead"] | None = None
+    score_state: Annotated[str, Field(max_length=200)] | None = None
+    q: Annotated[str, Field(max_length=200)] = ""
+    page: Annotated[int, Field(ge=1, le=100_000)] = 1
+    where: list[str] = []
+    metric: str | None = None
+    op: Literal[">=", "<=", ">", "<", "="] = ">="
+    value: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+
+class CompareQuery(Ordered):
+    """Two variants' latents side by side."""
+
+    left: str | None = None
+    right: str | None = None
+    layer: Number | None = None
+    left_latent: Number | None = None
+    right_latent: Number | None = None
+    pair: Literal["rank", "match"] = "rank"
+    scale: Literal["shared", "own"] = "shared"
+    show: Literal["top", "quantile", "non_activating"] = "top"
+
+
+class OverviewQuery(Query):
+    """The overview of a study with many random variants: the layer and the variant that are shown in full."""
+
+    layer: Number | None = None
+    variant: str | None = None
+
+
+class PlotQuery(Query):
+    """The plots: the statistic whose distribution is drawn, and the two of the scatter plot."""
+
+    metric: str | None = None
+    x: str | None = None
+    y: str | None = None
+
+
+def conditions(study: Study, query: ListQuery) -> list[Condition]:
+    """The filters of a list, with the one that its form adds; raises a 400 for what is no filter."""
+    texts = list(query.where)
+    if query.metric and query.value is not None:
+        texts.append(f"{query.metric}{query.op}{query.value!r}")
+    found: dict[str, Condition] = {}
+    for text in texts:
+        condition = _condition(study, text)
+        found[str(condition)] = condition
+    return list(found.values())
+
+
+def score_state(study: Study, query: ListQuery) -> str | None:
+    """The state of scoring that a list is filtered by; raises a 400 for one that no latent can be in."""
+    known = dict.fromkeys(
+        (*SCORE_STATES, *(row["score_state"] for row in queries.score_states(study.reader, study.numbers)))
+    )
+    if query.score_state is not None and query.score_state not in known:
+        raise bad_request("score_state", query.score_state, known)
+    return query.score_state
+
+
+def _condition(study: Study, text: str) -> Condition:
+    parts = _CONDITION.fullmatch(text)
+    shape = f"a statistic, one of {' '.join(OPERATORS)}, and a number, such as density>0.001"
+    if parts is None:
+        raise bad_request("where", text, shape)
+    try:
+        value = float(parts[3])
+    except ValueError as error:
+        raise bad_request("where", text, shape) from error
+    return Condition(study.statistic(parts[1], "where").metric, parts[2], value)
+
+
+def order_of(study: Study, query: Ordered, default: str | None = None) -> Order:
+    """The order that an address asks for, or the default: best scores first, else the most active first."""
+    sort = query.sort or default or study.headline
+    if sort == "latent":
+        return Order("latent", query.order == "desc")
+    metric = study.statistic(sort)
+    descending = metric.higher_is_better is not False if query.order is None else query.order == "desc"
+    return Order(metric.metric, descending)
+
+
+def sae_of(study: Study, variant: str | None, layer: int | None) -> Sae:
+    """The SAE that an address asks for; the trained variant's first where it leaves that open. Raises a 404."""
+    if not study.saes:
+        raise StudyPendingError(study.entry)
+    trained = sorted(study.saes, key=lambda sae: not study.variant(sae.variant).is_trained)
+    name = variant or next((sae.variant for sae in trained if layer in (None, sae.layer)), trained[0].variant)
+    known = study.variant(name)
+    layers = study.layers_of(known.variant)
+    return study.sae(name, layer if layer is not None else (layers or [0])[0])
+
+
+def linker(path: str, state: Mapping[str, Any]) -> Link:
+    """A function that gives the page's address with some parameters changed; None takes one away."""
+
+    def link(**changes: Any) -> str:
+        merged = {**state, **changes}
+        kept = {key: value for key, value in merged.items() if value not in (None, "", [], ())}
+        return f"{path}?{urlencode(kept, doseq=True, safe=':')}" if kept else path
+
+    return link
+
+
+def quoted(text: str) -> str:
+    """Text as it stands in the path of an address."""
+    return quote(text, safe="/;=:@,+!$&'()*~")
+
+
+def study_path(base: str, study: str, rest: str = "") -> str:
+    """The address of a page of a study."""
+    return f"{base}/s/{quoted(study)}{rest}"
+
+
+_DROPPED = {"left_latent", "right_latent", "page"}
+"""Parameters that mean nothing among other SAEs."""
+_VARIANTS = {"variant", "left", "right"}
+_SHORT = 28
+"""Characters of an axis' values, in all, that stand side by side; more of them go into a menu."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A value of an axis and the address of this page with it."""
+
+    text: str
+    href: str
+    current: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An axis with more than one value."""
+
+    axis: Axis
+    options: list[Option]
+
+    @property
+    def chosen(self) -> str:
+        """The value that the page shows."""
+        return next(option.text for option in self.options if option.current)
+
+    @property
+    def short(self) -> bool:
+        """Whether the values may stand side by side."""
+        return sum(len(option.text) + 2 for option in self.options) <= _SHORT
+
+
+def bar(request: Request, study: Study) -> list[Choice]:
+    """What can be chosen on a page of a study; nothing where it has one setting."""
+    if study.setting is None:
+        return []
+    here, known = study.setting, axes.settings(study.all_saes)
+    found = []
+    for axis in axes.AXES:
+        values = axes.values_of(axis, study.all_saes)
+        if len(values) > 1:
+            there = [axes.nearest(known, axis, value, here) for value in values]
+            found.append(Choice(axis, [_option(request, study, axis, one) for one in there]))
+    return found
+
+
+def _option(request: Request, study: Study, axis: Axis, there: Setting) -> Option:
+    current = study.setting is not None and axis.of(there) == axis.of(study.setting)
+    return Option(str(axis.of(there)), _address(request, study, there), current)
+
+
+def _address(request: Request, study: Study, there: Setting) -> str:
+    """This page at another setting; a latent's page becomes the list: its number means another latent there."""
+    given = [*request.query_params.multi_items()]
+    rest = path_of(request.scope).removeprefix("/s/").partition("/")[2]
+    if "latent" in request.path_params:
+        given += [(key, str(request.path_params[key])) for key in ("variant", "layer")]
+        rest = "latents"
+    saes = axes.members(study.all_saes, there)
+    layers, variants = {str(sae.layer) for sae in saes}, {sae.variant for sae in saes}
+    kept = [
+        (key, value)
+        for key, value in given
+        if key not in _DROPPED and (key != "layer" or value in layers) and (key not in _VARIANTS or value in variants)
+    ]
+    path = study_path(base_of(request), study.name_of(there), f"/{rest}" if rest else "")
+    return f"{path}?{urlencode(kept, safe=':')}" if kept else path

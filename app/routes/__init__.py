@@ -1,1 +1,0 @@
-"""One file a page: a route parses, asks `app.queries`, renders one template."""

@@ -1,0 +1,157 @@
+"""An open study: what every page asks of it, at one setting."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import quote
+
+from app.errors import Way, bad_request, damaged, not_found
+from app.study import axes, queries
+from app.study.axes import Setting
+from app.study.files import Database, Entry, Reader, Row, StudyPendingError, find_entries
+from app.study.records import Metric, Sae, Variant
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that is open for one request: what every page needs of it."""
+
+    entry: Entry
+    reader: Reader
+    row: Row
+    asked: tuple[tuple[str, str], ...] = ()
+
+    @cached_property
+    def name(self) -> str:
+        """The name in the address, with what the setting has of its own."""
+        return self.name_of(self.setting) if self.setting else self.entry.name
+
+    def at(self, setting: Setting) -> "Study":
+        """The same study at another setting."""
+        asked = tuple((key, str(value)) for key, value in axes.told(setting).items())
+        return Study(self.entry, self.reader, self.row, asked)
+
+    def name_of(self, setting: Setting) -> str:
+        """The name that another setting of the study has in the address."""
+        return self.entry.name + axes.written(setting, axes.first(self.all_saes))
+
+    @cached_property
+    def setting(self) -> Setting | None:
+        """Which SAEs are shown; None while there is no SAE. Raises a 404 for a setting that is not there."""
+        return axes.read(self.asked, self.all_saes, self.entry.name) if self.all_saes else None
+
+    @cached_property
+    def all_saes(self) -> list[Sae]:
+        """The SAEs of all settings that are there."""
+        return queries.saes(self.reader)
+
+    @cached_property
+    def variants(self) -> list[Variant]:
+        """All variants of the study, whether their SAEs are there yet or not."""
+        return queries.variants(self.reader)
+
+    @cached_property
+    def saes(self) -> list[Sae]:
+        """The SAEs of the setting that are there."""
+        return axes.members(self.all_saes, self.setting) if self.setting else []
+
+    @cached_property
+    def numbers(self) -> list[int]:
+        """The numbers of the setting's SAEs."""
+        return [sae.sae for sae in self.saes]
+
+    @cached_property
+    def metrics(self) -> list[Metric]:
+        """The metrics of SAEs, in order."""
+        return [metric for metric in queries.metrics(self.reader) if metric.level == "sae"]
+
+    @cached_property
+    def statistics(self) -> list[Metric]:
+        """The statistics of latents, in order: those that are columns of the file."""
+        columns = queries.latent_columns(self.reader)
+        return [m for m in queries.metrics(self.reader) if m.level == "latent" and m.metric in columns]
+
+    @property
+    def headline(self) -> str:
+        """The statistic that pages open on: the study's first score, the density where it has none."""
+        names = [metric.metric for metric in self.statistics if metric.is_score]
+        return names[0] if names else "density"
+
+    @cached_property
+    def layers(self) -> list[int]:
+        """The layers that have an SAE in this setting."""
+        return sorted({sae.layer for sae in self.saes})
+
+    def variant(self, name: str) -> Variant:
+        """A variant by name; raises a 404."""
+        for variant in self.variants:
+            if variant.variant == name:
+                return variant
+        raise not_found("variant", name, [v.variant for v in self.variants])
+
+    def sae(self, variant: str, layer: int) -> Sae:
+        """The SAE of a variant at a layer; raises a 404."""
+        known = self.variant(variant)
+        for sae in self.saes:
+            if (sae.variant, sae.layer) == (known.variant, layer):
+                return sae
+        ways = [Way("Overview", f"/s/{quote(self.name, safe='')}")]
+        raise not_found(f"SAE of variant “{known.label}” at layer", layer, self.layers_of(variant), ways)
+
+    def layers_of(self, variant: str) -> list[int]:
+        """The layers at which a variant has an SAE."""
+        return sorted({sae.layer for sae in self.saes if sae.variant == variant})
+
+    def statistic(self, name: str, parameter: str = "sort") -> Metric:
+        """A statistic by name; raises a 400 that names the query parameter."""
+        for metric in self.statistics:
+            if metric.metric == name:
+                return metric
+        raise bad_request(parameter, name, [metric.metric for metric in self.statistics])
+
+
+class Studies:
+    """All studies of one server."""
+
+    def __init__(self, paths: Iterable[Path], query_seconds: float) -> None:
+        self.paths = tuple(path.absolute() for path in paths)
+        self.database = Database(query_seconds)
+
+    def entries(self) -> list[Entry]:
+        """What there is now."""
+        return find_entries(self.paths)
+
+    def entry(self, segment: str) -> Entry:
+        """A study by its segment of the address; raises a 404."""
+        return self._find(segment)[0]
+
+    @contextmanager
+    def open(self, segment: str) -> Iterator[Study]:
+        """Open a study for one request, at the setting that the segment of the address names.
+
+        Raises StudyPendingError while it has no file, or a PageError.
+        """
+        entry, asked = self._find(segment)
+        with self.reading(entry, asked) as study:
+            assert study.name
+            yield study
+
+    def _find(self, segment: str) -> tuple[Entry, list[tuple[str, str]]]:
+        entries = {entry.name: entry for entry in self.entries()}
+        name, asked = axes.split(segment, entries)
+        if name not in entries:
+            raise not_found("study", name, entries, [Way("All studies", "/")])
+        return entries[name], asked
+
+    @contextmanager
+    def reading(self, entry: Entry, asked: Iterable[tuple[str, str]] = ()) -> Iterator[Study]:
+        """Open what `entries` found."""
+        if entry.path is None:
+            raise StudyPendingError(entry)
+        with self.database.reading(entry.path) as reader:
+            row = queries.study(reader)
+            if row is None:
+                raise damaged(entry.path.name, "its table `study` is empty.")
+            yield Study(entry, reader, row, tuple(asked))

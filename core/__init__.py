@@ -1,0 +1,1 @@
+"""What both halves share: statistics, text, files, errors, and the schema of a study file. Imports neither half."""
