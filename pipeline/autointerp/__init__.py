@@ -6,10 +6,8 @@ money, `explain_and_score_sample` does for a sample of those that qualify.
 
 from pipeline.autointerp.client import Client, make_client
 from pipeline.autointerp.embedding import Sentences
-from pipeline.autointerp.estimate import Estimate, estimate
 from pipeline.autointerp.examples import Protocol
-from pipeline.autointerp.run import explain_and_score, part_seed
-from pipeline.autointerp.sample import Tools, explain_and_score_sample
+from pipeline.autointerp.run import Tools, explain_and_score, explain_and_score_sample, part_seed
 from pipeline.autointerp.specification import curve
 from pipeline.autointerp.tables import (
     EXPLAINERS,
@@ -25,13 +23,11 @@ __all__ = [
     "EXPLAINERS",
     "SCORERS",
     "Client",
-    "Estimate",
     "Protocol",
     "Sentences",
     "Tools",
     "check_scorers",
     "curve",
-    "estimate",
     "explain_and_score",
     "explain_and_score_sample",
     "has_curve",

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from numpy.typing import NDArray
 
-from pipeline.autointerp.examples import Examples
+from pipeline.autointerp.examples import Examples, random_marks
 
 Floats = NDArray[np.float64]
 
@@ -36,21 +36,6 @@ def fuzzing(examples: Examples, probabilities: Float[Floats, "example position"]
     marked = examples.marked | random_marks(examples, seed)
     yes = np.where(marked, probabilities, 0).sum(axis=1) / np.maximum(marked.sum(axis=1), 1)
     return Rated(examples.latent, yes, examples.active)
-
-
-def random_marks(examples: Examples, seed: int) -> Bool[NDArray[np.bool_], "example position"]:
-    """Random marks for the silent examples, each with as many as one of the latent's activating examples has."""
-    silent, active = np.flatnonzero(~examples.active), np.flatnonzero(examples.active)
-    active = active[np.argsort(examples.latent[active], kind="stable")]
-    owners = examples.latent[active]
-    begin = np.searchsorted(owners, examples.latent[silent])
-    size = np.searchsorted(owners, examples.latent[silent], side="right") - begin
-    turn = np.arange(len(silent)) - np.searchsorted(examples.latent[silent], examples.latent[silent])
-    number = examples.marked[active[begin + turn % size]].sum(axis=1)
-    draws = np.random.default_rng(seed).random((len(silent), examples.tokens.shape[1]))
-    marks = np.zeros_like(examples.marked)
-    marks[silent] = draws.argsort(axis=1).argsort(axis=1) < number[:, None]
-    return marks
 
 
 @dataclass(frozen=True)

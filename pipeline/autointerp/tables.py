@@ -11,8 +11,7 @@ from core.errors import UserError
 from pipeline import llama
 from pipeline.autointerp import prompts
 from pipeline.autointerp.embedding import model_folder
-from pipeline.autointerp.examples import Examples
-from pipeline.autointerp.questions import Asked, ask_detection, ask_fuzzing, ask_fuzzing_hard
+from pipeline.autointerp.examples import Asked, Examples, ask_detection, ask_fuzzing, ask_fuzzing_hard
 from pipeline.autointerp.scorers import Rated, detection, fuzzing
 from pipeline.config import AutointerpConfig, Pool
 from pipeline.measures.metrics import Metric

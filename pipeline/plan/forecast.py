@@ -7,14 +7,13 @@ from typing import NamedTuple
 
 from core.text import byte_size, count, duration, large
 from pipeline import llama
-from pipeline.autointerp.estimate import Estimate
 from pipeline.checks import check_model, check_names
 from pipeline.config import Study
 from pipeline.latents.codes import NONZERO
 from pipeline.llama import LOCAL
 from pipeline.models.shapes import Shape, shape_of
 from pipeline.plan.machines import Machine, gpu_machine, this_machine
-from pipeline.plan.work import STAGES, Amount, Work, disk, memory
+from pipeline.plan.work import STAGES, Amount, LlmWork, Work, disk, memory
 
 BYTES_A_SECOND = 1e9
 """To and from files: an assumption, an ordinary SSD."""
@@ -48,7 +47,7 @@ class Plan(NamedTuple):
     gpu_memory: tuple[Line, ...]
     """Bytes of the GPU's memory; empty where there is none."""
     disk: tuple[Line, ...]
-    asked: Estimate
+    asked: LlmWork
     """Of a language model, about all SAEs; all zero where none is asked."""
     answer_seconds: float
     """Waiting for it."""
@@ -61,7 +60,7 @@ class Plan(NamedTuple):
 
 
 def plan(study: Study, shapes: Sequence[Shape], machine: Machine) -> Plan:
-    """Estimate what a study takes on a machine; `shapes` are those of its models.
+    """LlmWork what a study takes on a machine; `shapes` are those of its models.
 
     Raises UserError for layers or variants that do not exist.
     """
@@ -101,9 +100,9 @@ def _disk(works: Sequence[Work]) -> Iterator[Line]:
         yield Line(lines[0][0], max(sizes) if number == 0 else sum(sizes))
 
 
-def _asked(works: Sequence[Work]) -> Estimate:
+def _asked(works: Sequence[Work]) -> LlmWork:
     each = [(work.saes, work.asked()) for work in works]
-    return Estimate(
+    return LlmWork(
         prompts=sum(count * one.prompts for count, one in each),
         prompt_tokens=sum(count * one.prompt_tokens for count, one in each),
         new_tokens=sum(count * one.new_tokens for count, one in each),
@@ -112,7 +111,7 @@ def _asked(works: Sequence[Work]) -> Estimate:
     )
 
 
-def _waiting(study: Study, asked: Estimate, machine: Machine) -> float:
+def _waiting(study: Study, asked: LlmWork, machine: Machine) -> float:
     settings = study.autointerp.llm
     if asked.prompts and settings.endpoint == llama.LOCAL:
         parameters = sum(piece.stat().st_size for piece in llama.find(settings.model)) / LOCAL_BYTES

@@ -4,15 +4,19 @@ Only what grows with the study is counted, in the large terms. `EFFICIENCY` and 
 demo: two cores of an AMD EPYC (Zen 3) in float32, undisturbed (see docs/results.md), at 150 GFLOP a second.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
+
 from pipeline.activations import PIECE_TOKENS
-from pipeline.autointerp.estimate import Estimate, estimate
-from pipeline.autointerp.tables import has_curve
-from pipeline.config import ModelConfig, SaeConfig, Study, layers_of
+from pipeline.autointerp import prompts
+from pipeline.autointerp.endpoint import CHARACTERS_PER_TOKEN, Budget
+from pipeline.autointerp.tables import SCORERS, LlmScorer, has_curve
+from pipeline.config import AutointerpConfig, CollectConfig, ModelConfig, SaeConfig, Study, layers_of
 from pipeline.models.load import check_layers
 from pipeline.models.shapes import Shape
 from pipeline.saes.architectures import seeds_of
@@ -46,6 +50,65 @@ READY = ("untrained", "neurons", "pretrained")
 """Architectures that are not trained."""
 
 LATENT_BYTES = 2_300  # the tables of a latent as Parquet files and again in the database: 1.0 and 1.3 KB in the demo
+
+
+# Prompts are counted as in a real run, built from made-up contexts; a token is taken to be four characters.
+WORD = " the"
+MARKS = 3
+"""Marked tokens of a context."""
+EXPLANATION_TOKENS = 50
+
+
+class LlmWork(NamedTuple):
+    """At most, for one SAE: fewer if fewer latents qualify; cost in the currency of the prices."""
+
+    prompts: int
+    prompt_tokens: int
+    new_tokens: int
+    """Those among them that a prompt does not share with the one before it: what a server works on that keeps these."""
+    answer_tokens: int
+    cost: float
+
+
+class _Sent(NamedTuple):
+    """So many prompts about a latent, with the tokens of each."""
+
+    number: int
+    tokens: int
+    new: int
+    answer: int
+
+
+def llm_work(config: AutointerpConfig, collect: CollectConfig) -> LlmWork:
+    """Count what a language model would be asked about one SAE, if it gives log-probs: each context is a question."""
+    tokens = np.zeros((config.llm.explain_examples, collect.window), dtype=np.int32)
+    marked = np.tile(np.arange(collect.window) < MARKS, (len(tokens), 1))
+    sent = []
+    if "llm" in config.explainers:
+        long = _tokens(prompts.explain(tokens, marked, marked.astype(np.float32), [WORD]))
+        sent.append(_Sent(len(config.explain_from), long, long, EXPLANATION_TOKENS))
+    explanations = len(config.explainers) * len(config.explain_from) * (1 + config.floor)
+    for scorer in (SCORERS[name] for name in config.scorers):
+        if isinstance(scorer, LlmScorer):
+            excerpt = prompts.excerpt(tokens[0], marked[0], [WORD])
+            long = _tokens(prompts.judge_one(scorer.question, WORD * EXPLANATION_TOKENS, excerpt))
+            new = math.ceil(len(excerpt + prompts.ANSWER) / CHARACTERS_PER_TOKEN)
+            sets = explanations * len(config.score_on)
+            sent += [_Sent(sets, long, long, 1), _Sent(sets * (config.examples - 1), long, new, 1)]
+
+    asked = config.latents * sum(each.number * each.tokens for each in sent)
+    said = config.latents * sum(each.number * each.answer for each in sent)
+    return LlmWork(
+        prompts=config.latents * sum(each.number for each in sent),
+        prompt_tokens=asked,
+        new_tokens=config.latents * sum(each.number * each.new for each in sent),
+        answer_tokens=said,
+        cost=Budget(config.llm).price(asked, said),
+    )
+
+
+def _tokens(prompt: prompts.Prompt) -> int:
+    return math.ceil((len(prompt.system) + len(prompt.user)) / CHARACTERS_PER_TOKEN)
 
 
 class Amount(NamedTuple):
@@ -171,9 +234,9 @@ class Work:
             return sae.epochs * (2.0 * size + 8 * self.d_in * sae.k)
         return float(sae.epochs * DENSE.get(sae.architecture, 12) * size)
 
-    def asked(self) -> Estimate:
+    def asked(self) -> LlmWork:
         """What a language model is asked about one SAE."""
-        return estimate(self.study.autointerp, self.study.collect)
+        return llm_work(self.study.autointerp, self.study.collect)
 
 
 def _corpus(work: Work) -> Amount:

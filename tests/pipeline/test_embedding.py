@@ -5,7 +5,7 @@ import pytest
 
 from core.errors import UserError
 from pipeline.autointerp import Sentences, check_scorers, embedding, explain_and_score_sample
-from pipeline.autointerp.sample import Tools
+from pipeline.autointerp.run import Tools
 from pipeline.config import AutointerpConfig
 from tests.pipeline.test_llm_scores import (
     CORPUS,

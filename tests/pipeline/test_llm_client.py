@@ -13,9 +13,8 @@ import pytest
 
 from core.errors import UserError
 from pipeline.autointerp import client as clients
-from pipeline.autointerp.cache import AnswerCache
-from pipeline.autointerp.client import Client, make_client
-from pipeline.autointerp.limits import Budget, Pace
+from pipeline.autointerp.client import AnswerCache, Client, make_client
+from pipeline.autointerp.endpoint import Budget, Pace
 from pipeline.autointerp.prompts import Form, Prompt
 from pipeline.config import LlmConfig
 from tests.pipeline.llm_server import Model, completion, cut_off, echoes_headers, good, running, says, silent, status

@@ -12,14 +12,13 @@ import pyarrow as pa
 import pytest
 from scipy import sparse
 
-from pipeline.autointerp import Client, Sentences, estimate, explain_and_score, explain_and_score_sample, part_seed
+from pipeline.autointerp import Client, Sentences, explain_and_score, explain_and_score_sample, part_seed
 from pipeline.autointerp import prompts as words
-from pipeline.autointerp.examples import Examples, Protocol, draw
-from pipeline.autointerp.judge import ONE_POINT
-from pipeline.autointerp.questions import ask_fuzzing, ask_fuzzing_hard
-from pipeline.autointerp.sample import Tools, exchanged, sample_latents, split_again
+from pipeline.autointerp.examples import Examples, Protocol, ask_fuzzing, ask_fuzzing_hard, draw
+from pipeline.autointerp.run import ONE_POINT, Tools, exchanged, sample_latents, split_again
 from pipeline.config import AutointerpConfig, CollectConfig, LlmConfig
 from pipeline.latents import collect
+from pipeline.plan.work import llm_work
 from tests.pipeline.llm_server import Behaviour, Model, excerpts, explains, good, question, running, says, status
 
 WINDOW, VOCABULARY, SEED = 16, 50, 11
@@ -436,14 +435,14 @@ def test_the_estimate_counts_the_prompts_that_are_sent(run: Run, model: Model) -
 
     run(explains_each_its_own_way, floor=True)
     asked = [body for body in model.seen if excerpts(body)]
-    found = estimate(own, COLLECT)
+    found = llm_work(own, COLLECT)
     assert len(asked) <= found.prompts <= 1.5 * len(asked)
     characters = sum(len(message["content"]) for body in asked for message in body["messages"])
     assert characters / 4 / 2 < found.prompt_tokens < characters / 4 * 2
     pieces = [question(body).split("Excerpt: ")[-1] if not explains(body) else question(body) for body in asked]
     assert sum(map(len, pieces)) / 4 / 2 < found.new_tokens < sum(map(len, pieces)) / 4 * 2
     assert found.cost == pytest.approx((found.prompt_tokens * 2 + found.answer_tokens * 8) / 1e6)
-    assert estimate(AutointerpConfig(), COLLECT) == (0, 0, 0, 0, 0)
+    assert llm_work(AutointerpConfig(), COLLECT) == (0, 0, 0, 0, 0)
 
 
 # ---- the floor ----
