@@ -113,14 +113,19 @@ class Explanation(NamedTuple):
 TOO_LONG = "too long: the answer did not end within autointerp.llm.max_tokens"
 
 
+CHAT_MARKS = re.compile(r"<\|[^|>\s]*\|>|<(?:start|end)_of_turn>")
+"""Ends of turns that a model writes out as text, where its template is another's."""
+
+
 def read_explanation(answer: str, cut: bool) -> Explanation:
-    """The first line that says something, thoughts left out. One that was cut off counts as far as its last whole
-    sentence, and says so.
+    """The first line that says something: thoughts, marks of a chat template and announcements left out. One that was
+    cut off counts as far as its last whole sentence, and says so.
     """
     lines = answer.rpartition("</think>")[2].splitlines()
     for number, line in enumerate(lines, start=1):
-        text = re.sub(rf"^\W*{EXPLANATION}", "", line.strip(), flags=re.IGNORECASE).strip(" \t*#")
-        if not re.search(r"\w", text):
+        said = CHAT_MARKS.sub("", line).strip()
+        text = re.sub(rf"^\W*{EXPLANATION}", "", said, flags=re.IGNORECASE).strip(" \t*#")
+        if not re.search(r"\w", text) or text.endswith(":"):
             continue
         if REFUSAL.match(text):
             return Explanation(None, "refused")

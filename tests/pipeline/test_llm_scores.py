@@ -212,6 +212,10 @@ SENTENCES = "Names of cats. They are on “Tom.” And he"
         ("", True, (None, words.TOO_LONG)),
         ("I'm sorry, but no", False, (None, "refused")),
         ("Explanation:\n…", False, (None, "unparsed: 'Explanation: …'")),
+        ("The explanation is:", False, (None, "unparsed: 'The explanation is:'")),
+        ("Here it is:\nnames of cats", False, ("names of cats", "")),
+        ("<|im_end|>", False, (None, "unparsed: '<|im_end|>'")),
+        ("<start_of_turn>names of cats<end_of_turn>", False, ("names of cats", "")),
     ],
 )
 def test_an_explanation_is_the_first_line_and_a_cut_one_ends_with_a_sentence(
