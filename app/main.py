@@ -10,7 +10,7 @@ from types import FrameType
 import uvicorn
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
@@ -19,6 +19,7 @@ from app.blind import api, organiser, rating
 from app.blind.access import Labels, labels_path, not_while_rating
 from app.errors import PageError, Way, bad_request
 from app.pages import compare, latent, latents, overview, plots, render, studies
+from app.pages.address import MovedError
 from app.security import SECURITY_HEADERS, Envelope, base_of, path_of
 from app.settings import Settings
 from app.study.files import Database, StudyPendingError
@@ -42,6 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router, dependencies=[Depends(not_while_rating)])
     app.add_exception_handler(PageError, _page_error)
     app.add_exception_handler(StudyPendingError, _pending)
+    app.add_exception_handler(MovedError, _moved)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _crash)
@@ -130,6 +132,11 @@ def _pending(request: Request, error: Exception) -> Response:
     assert isinstance(error, StudyPendingError)
     context = {"entry": error.entry, "progress": error.entry.progress}
     return render.page(request, "waiting", context)
+
+
+def _moved(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, MovedError)
+    return RedirectResponse(error.address, 308)
 
 
 def _invalid(request: Request, error: Exception) -> Response:

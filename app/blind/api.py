@@ -64,8 +64,9 @@ def new(request: Request, design: Annotated[dict[str, Any], Body()]) -> Response
     check_key(request, str(design.pop("organiser_key", "")))
     studies: Studies = request.app.state.studies
     try:
-        with studies.open(str(design.get("study", ""))) as opened:
-            read = read_design(standard(opened) | design | {"study": opened.name})
+        name, asked = studies.split(str(design.get("study", "")))
+        with studies.open(name, **asked) as opened:
+            read = read_design(standard(opened) | design | {"study": opened.full_name})
             experiment, token = make_experiment(request, opened, read)
     except DesignError as error:
         raise PageError(400, "That experiment cannot be made", str(error)) from error

@@ -53,7 +53,7 @@ class Design(BaseModel):
     title: Annotated[str, Field(min_length=1, max_length=120)]
     """What raters and the organiser see as the experiment's name; characters."""
     study: Annotated[str, Field(min_length=1, max_length=1000)]
-    """Name of the study, as in its address: with `;model=…` and the like for another setting than its first."""
+    """Name of the study, as in its address: with `?model=…` and the like for another setting than its first."""
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=200)]
     """Layers whose latents are shown, as numbered in the study."""
     variants: Annotated[tuple[NonEmpty, ...], Field(min_length=1, max_length=50)]

@@ -30,6 +30,7 @@ from app.blind.records import Experiment
 from app.blind.results import Results, results
 from app.display.charts import Figure, figure, title
 from app.errors import PageError
+from app.pages.address import OpenStudy
 from app.pages.render import page
 from app.security import base_of, origin
 from app.study.files import StudyPendingError
@@ -63,26 +64,22 @@ class _Setup(BaseModel):
 
 
 @router.get("/s/{study}/blind", name="blind_setup")
-def setup(request: Request, study: str) -> Response:
+def setup(request: Request, study: OpenStudy) -> Response:
     """The form that sets an experiment up, filled in so that it works as it stands."""
-    studies: Studies = request.app.state.studies
-    with studies.open(study) as opened:
-        begin = standard(opened)
-        values = _Setup(**begin | {"layers": [str(layer) for layer in begin["layers"]]})
-        return _form(request, opened, values)
+    begin = standard(study)
+    values = _Setup(**begin | {"layers": [str(layer) for layer in begin["layers"]]})
+    return _form(request, study, values)
 
 
 @router.post("/s/{study}/blind", name="blind_new")
-def new(request: Request, study: str, given: Annotated[_Setup, Form()]) -> Response:
+def new(request: Request, study: OpenStudy, given: Annotated[_Setup, Form()]) -> Response:
     """Make the experiment, or show the form again with what is wrong."""
-    studies: Studies = request.app.state.studies
-    with studies.open(study) as opened:
-        try:
-            check_key(request, given.organiser_key)
-            design = read_design(_design_values(given) | {"study": opened.name})
-            token = make_experiment(request, opened, design)[1]
-        except (DesignError, PageError) as error:
-            return _form(request, opened, given, str(error))
+    try:
+        check_key(request, given.organiser_key)
+        design = read_design(_design_values(given) | {"study": study.full_name})
+        token = make_experiment(request, study, design)[1]
+    except (DesignError, PageError) as error:
+        return _form(request, study, given, str(error))
     return RedirectResponse(f"{base_of(request)}/blind/o/{token}", status_code=303)
 
 
@@ -186,7 +183,8 @@ def _labels(request: Request, study: str) -> dict[str, str]:
     """What the study calls its statistics; nothing when it is not there any more."""
     studies: Studies = request.app.state.studies
     try:
-        with studies.open(study) as opened:
+        name, asked = studies.split(study)
+        with studies.open(name, **asked) as opened:
             return {metric.metric: metric.label for metric in opened.statistics}
     except (PageError, StudyPendingError):
         return {}

@@ -176,6 +176,7 @@ def _end(request: Request, store: LabelStore, session: Session) -> Response:
     context: dict[str, Any] = {"experiment": experiment, "session": store.session(session.session), "result": None}
     if experiment.design.feedback == "end":
         context["result"] = own_result(store, session)
+        context["place"] = request.app.state.studies.split(experiment.design.study)
     return _page(request, "end", context | _words(experiment))
 
 

@@ -1,27 +1,63 @@
-"""What an address says: query parameters of each page, the setting, and links with some of them changed."""
+"""What an address says: the study and its setting, the parameters of each page, and links with some of them changed."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
-from fastapi import Request
+from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.errors import bad_request
+from app.errors import PageError, bad_request
 from app.security import base_of, path_of
 from app.study import axes, queries
 from app.study.axes import Axis, Setting
-from app.study.files import StudyPendingError
+from app.study.files import Entry, StudyPendingError
 from app.study.records import OPERATORS, SCORE_STATES, Condition, Order, Sae
-from app.study.study import Study
+from app.study.study import Studies, Study
 
 Number = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Link = Callable[..., str]
 
 _CONDITION = re.compile(r"\s*(\w+)\s*(>=|<=|>|<|=)\s*(\S+)\s*")
+
+
+class MovedError(Exception):
+    """An address as they were once; `address` is what it is now."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.address = address
+
+
+def find_study(request: Request, study: str) -> Entry:
+    """The study of an address; raises a 404, or MovedError where the setting is in its name."""
+    studies: Studies = request.app.state.studies
+    try:
+        return studies.entry(study)
+    except PageError:
+        name, asked = studies.split(study)
+        if name == study or request.method != "GET" or not asked.keys() <= set(axes.KEYS):
+            raise
+        studies.entry(name)
+        rest = quoted(path_of(request.scope).removeprefix(f"/s/{study}"))
+        given = {key: request.query_params.getlist(key) for key in request.query_params}
+        raise MovedError(base_of(request) + axes.address(axes.study_path(name) + rest, asked | given)) from None
+
+
+def open_study(request: Request, entry: Annotated[Entry, Depends(find_study)]) -> Iterator[Study]:
+    """The study of an address, open at its setting; raises a PageError, or StudyPendingError while it has no file."""
+    studies: Studies = request.app.state.studies
+    given = request.query_params
+    with studies.reading(entry, **{key: given[key] for key in axes.KEYS if given.get(key)}) as study:
+        yield study
+
+
+FoundStudy = Annotated[Entry, Depends(find_study)]
+# Closed before the answer is sent: a slow reader keeps no cursor.
+OpenStudy = Annotated[Study, Depends(open_study, scope="function")]
 
 
 class Query(BaseModel):
@@ -142,25 +178,18 @@ def sae_of(study: Study, variant: str | None, layer: int | None) -> Sae:
     return study.sae(name, layer if layer is not None else (layers or [0])[0])
 
 
-def linker(path: str, state: Mapping[str, Any]) -> Link:
-    """A function that gives the page's address with some parameters changed; None takes one away."""
+def linker(request: Request, study: Study, rest: str, state: Mapping[str, Any]) -> Link:
+    """A function that gives the address of a study's page with some parameters changed; None takes one away."""
 
     def link(**changes: Any) -> str:
-        merged = {**state, **changes}
-        kept = {key: value for key, value in merged.items() if value not in (None, "", [], ())}
-        return f"{path}?{urlencode(kept, doseq=True, safe=':')}" if kept else path
+        return base_of(request) + study.address(rest, {**state, **changes})
 
     return link
 
 
 def quoted(text: str) -> str:
     """Text as it stands in the path of an address."""
-    return quote(text, safe="/;=:@,+!$&'()*~")
-
-
-def study_path(base: str, study: str, rest: str = "") -> str:
-    """The address of a page of a study."""
-    return f"{base}/s/{quoted(study)}{rest}"
+    return quote(text, safe="/:")
 
 
 _DROPPED = {"left_latent", "right_latent", "page"}
@@ -218,17 +247,17 @@ def _option(request: Request, study: Study, axis: Axis, there: Setting) -> Optio
 
 def _address(request: Request, study: Study, there: Setting) -> str:
     """This page at another setting; a latent's page becomes the list: its number means another latent there."""
-    given = [*request.query_params.multi_items()]
+    given = {key: request.query_params.getlist(key) for key in request.query_params}
     rest = path_of(request.scope).removeprefix("/s/").partition("/")[2]
     if "latent" in request.path_params:
-        given += [(key, str(request.path_params[key])) for key in ("variant", "layer")]
+        given |= {key: [str(request.path_params[key])] for key in ("variant", "layer")}
         rest = "latents"
     saes = axes.members(study.all_saes, there)
-    layers, variants = {str(sae.layer) for sae in saes}, {sae.variant for sae in saes}
-    kept = [
-        (key, value)
-        for key, value in given
-        if key not in _DROPPED and (key != "layer" or value in layers) and (key not in _VARIANTS or value in variants)
-    ]
-    path = study_path(base_of(request), study.name_of(there), f"/{rest}" if rest else "")
-    return f"{path}?{urlencode(kept, safe=':')}" if kept else path
+    known = {"layer": {str(sae.layer) for sae in saes}} | {key: {sae.variant for sae in saes} for key in _VARIANTS}
+    kept = {
+        key: values
+        for key, values in given.items()
+        if key not in (*_DROPPED, *axes.KEYS) and (key not in known or values[-1] in known[key])
+    }
+    path = axes.study_path(study.name) + (f"/{rest}" if rest else "")
+    return base_of(request) + axes.address(path, study.parameters_of(there) | kept)

@@ -9,13 +9,12 @@ from fastapi.responses import Response
 from app.display import contexts
 from app.display.charts import Figure
 from app.display.latent import LatentView, histogram_figure, load_latent, texts_for
-from app.pages.address import CompareQuery, Link, linker, order_of, sae_of, study_path
+from app.pages.address import CompareQuery, Link, OpenStudy, linker, order_of, sae_of
 from app.pages.render import page
-from app.security import base_of
 from app.study import queries
 from app.study.files import Row
 from app.study.records import Metric, Order, Sae
-from app.study.study import Studies, Study
+from app.study.study import Study
 
 router = APIRouter()
 
@@ -50,29 +49,27 @@ class Statistic:
 
 
 @router.get("/s/{study}/compare", name="compare")
-def compare(request: Request, study: str, query: Annotated[CompareQuery, Query()]) -> Response:
+def compare(request: Request, study: OpenStudy, query: Annotated[CompareQuery, Query()]) -> Response:
     """Two latents side by side."""
-    studies: Studies = request.app.state.studies
-    with studies.open(study) as opened:
-        left_sae, right_sae = _saes(opened, query)
-        order = _order(opened, query, left_sae)
-        left, right = _numbers(opened, query, order, left_sae, right_sae)
-        sides = _sides(opened, query, order, (left_sae, left), (right_sae, right))
-        state = _state(query, order, sides)
-        link = linker(study_path(base_of(request), opened.name, "/compare"), state)
-        context = {
-            "left": sides[0],
-            "right": sides[1],
-            "query": query,
-            "order": order,
-            "sort_label": "index" if order.column == "latent" else opened.statistic(order.column).label,
-            "rows": [_statistic(metric, *sides) for metric in opened.statistics],
-            "layers": sorted(set(opened.layers_of(left_sae.variant)) & set(opened.layers_of(right_sae.variant))),
-            "link": link,
-            "state": state,
-            "moves": _moves(link, query, *sides),
-        }
-        return page(request, "compare", context, opened)
+    left_sae, right_sae = _saes(study, query)
+    order = _order(study, query, left_sae)
+    left, right = _numbers(study, query, order, left_sae, right_sae)
+    sides = _sides(study, query, order, (left_sae, left), (right_sae, right))
+    state = _state(query, order, sides)
+    link = linker(request, study, "/compare", state)
+    context = {
+        "left": sides[0],
+        "right": sides[1],
+        "query": query,
+        "order": order,
+        "sort_label": "index" if order.column == "latent" else study.statistic(order.column).label,
+        "rows": [_statistic(metric, *sides) for metric in study.statistics],
+        "layers": sorted(set(study.layers_of(left_sae.variant)) & set(study.layers_of(right_sae.variant))),
+        "link": link,
+        "state": state,
+        "moves": _moves(link, query, *sides),
+    }
+    return page(request, "compare", context, study)
 
 
 def _saes(study: Study, query: CompareQuery) -> tuple[Sae, Sae]:

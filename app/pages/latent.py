@@ -8,11 +8,10 @@ from fastapi.responses import Response
 
 from app.display import contexts
 from app.display.latent import LatentView, groups_of, histogram_figure, load_latent, texts_for
-from app.pages.address import Number, Ordered, linker, order_of, study_path
+from app.pages.address import Number, OpenStudy, Ordered, order_of
 from app.pages.render import page
-from app.security import base_of
 from app.study import queries
-from app.study.study import Studies, Study
+from app.study.study import Study
 
 router = APIRouter()
 
@@ -21,34 +20,31 @@ KINDS = ("top", "quantile", "non_activating")
 
 @router.get("/s/{study}/latent/{variant}/{layer}/{latent}", name="latent")
 def latent(
-    request: Request, study: str, variant: str, layer: Number, latent: Number, query: Annotated[Ordered, Query()]
+    request: Request, study: OpenStudy, variant: str, layer: Number, latent: Number, query: Annotated[Ordered, Query()]
 ) -> Response:
     """A latent's page; `sort` and `order` say which latents come before and after it."""
-    studies: Studies = request.app.state.studies
-    with studies.open(study) as opened:
-        sae = opened.sae(variant, layer)
-        view = load_latent(opened, sae, latent, KINDS)
-        order = order_of(opened, query)
-        effects = queries.logit_effects(opened.reader, sae.sae, latent)
-        texts = texts_for(opened, view, more={token for row in effects for token in row["tokens"]})
-        contexts = {kind: _contexts(view, texts, kind) for kind in KINDS}
-        state = {"sort": order.column, "order": "desc" if order.descending else "asc"}
-        context = {
-            "view": view,
-            "order": order,
-            "place": queries.place(opened.reader, sae.sae, latent, order),
-            "sort_label": _sort_label(opened, order.column),
-            "top": contexts["top"],
-            "strata": groups_of(contexts["quantile"]),
-            "silent": contexts["non_activating"],
-            "figure": histogram_figure(view),
-            "effects": [_effects(row, texts) for row in effects],
-            "explanations": [row | {"rules": _pretty(row["rules"])} for row in view.explanations],
-            "matches": queries.matches(opened.reader, sae.sae, latent, opened.numbers),
-            "link": linker(study_path(base_of(request), opened.name), state),
-            "order_query": state,
-        }
-        return page(request, "latent", context, opened)
+    sae = study.sae(variant, layer)
+    view = load_latent(study, sae, latent, KINDS)
+    order = order_of(study, query)
+    effects = queries.logit_effects(study.reader, sae.sae, latent)
+    texts = texts_for(study, view, more={token for row in effects for token in row["tokens"]})
+    contexts = {kind: _contexts(view, texts, kind) for kind in KINDS}
+    state = {"sort": order.column, "order": "desc" if order.descending else "asc"}
+    context = {
+        "view": view,
+        "order": order,
+        "place": queries.place(study.reader, sae.sae, latent, order),
+        "sort_label": _sort_label(study, order.column),
+        "top": contexts["top"],
+        "strata": groups_of(contexts["quantile"]),
+        "silent": contexts["non_activating"],
+        "figure": histogram_figure(view),
+        "effects": [_effects(row, texts) for row in effects],
+        "explanations": [row | {"rules": _pretty(row["rules"])} for row in view.explanations],
+        "matches": queries.matches(study.reader, sae.sae, latent, study.numbers),
+        "order_query": state,
+    }
+    return page(request, "latent", context, study)
 
 
 def _contexts(view: LatentView, texts: dict[int, str], kind: str) -> list[contexts.Context]:

@@ -7,41 +7,38 @@ from fastapi.responses import Response
 
 from app.display import comparisons, discrimination, specifications, tables
 from app.errors import bad_request
-from app.pages.address import OverviewQuery, linker, study_path
+from app.pages.address import OpenStudy, OverviewQuery, linker
 from app.pages.render import page
-from app.security import base_of
 from app.study import queries
-from app.study.study import Studies, Study
+from app.study.study import Study
 
 router = APIRouter()
 
 
 @router.get("/s/{study}", name="overview")
-def overview(request: Request, study: str, query: Annotated[OverviewQuery, Query()]) -> Response:
+def overview(request: Request, study: OpenStudy, query: Annotated[OverviewQuery, Query()]) -> Response:
     """The overview of a study."""
-    studies: Studies = request.app.state.studies
-    with studies.open(study) as opened:
-        summaries = queries.summaries(opened.reader, opened.numbers, [metric.metric for metric in opened.statistics])
-        beside = comparisons.models_beside(opened)
-        found = tables.statistic_tables(opened, summaries)
-        context = {
-            "scores": [t for t in found if t.metric.is_score],
-            "statistics": [t for t in found if not t.metric.is_score],
-            "tables": tables.metric_tables(opened),
-            "link": linker(study_path(base_of(request), opened.name), query.model_dump()),
-            "across": comparisons.compared(beside) if len(beside) > 1 else [],
-            "summaries": summaries,
-            "score_counts": tables.score_counts(opened),
-            "all_scores": queries.scores(opened.reader, opened.numbers),
-            "by_number": {sae.sae: sae for sae in opened.saes},
-            "models": queries.models(opened.reader),
-            "provenance": queries.provenance(opened.reader),
-            "timings": queries.timings(opened.reader, opened.setting.model if opened.setting else None, opened.numbers),
-            "tensors": queries.tensors(opened.reader, opened.numbers),
-            "curves": specifications.curves_of(opened, opened.numbers),
-            "axes": specifications.CHOICES,
-        }
-        return page(request, "overview", context | _tells(opened, query), opened)
+    summaries = queries.summaries(study.reader, study.numbers, [metric.metric for metric in study.statistics])
+    beside = comparisons.models_beside(study)
+    found = tables.statistic_tables(study, summaries)
+    context = {
+        "scores": [t for t in found if t.metric.is_score],
+        "statistics": [t for t in found if not t.metric.is_score],
+        "tables": tables.metric_tables(study),
+        "link": linker(request, study, "", query.model_dump()),
+        "across": comparisons.compared(beside) if len(beside) > 1 else [],
+        "summaries": summaries,
+        "score_counts": tables.score_counts(study),
+        "all_scores": queries.scores(study.reader, study.numbers),
+        "by_number": {sae.sae: sae for sae in study.saes},
+        "models": queries.models(study.reader),
+        "provenance": queries.provenance(study.reader),
+        "timings": queries.timings(study.reader, study.setting.model if study.setting else None, study.numbers),
+        "tensors": queries.tensors(study.reader, study.numbers),
+        "curves": specifications.curves_of(study, study.numbers),
+        "axes": specifications.CHOICES,
+    }
+    return page(request, "overview", context | _tells(study, query), study)
 
 
 def _tells(study: Study, query: OverviewQuery) -> dict[str, Any]:
@@ -64,18 +61,14 @@ def _tells(study: Study, query: OverviewQuery) -> dict[str, Any]:
 
 
 @router.get("/s/{study}/protocols", name="protocols")
-def protocols(request: Request, study: str) -> Response:
+def protocols(request: Request, study: OpenStudy) -> Response:
     """The specification curves: who scores higher under every protocol."""
-    studies: Studies = request.app.state.studies
-    with studies.open(study) as opened:
-        found = specifications.curves_of(opened, opened.numbers)
-        return page(request, "protocols", {"curves": found, "axes": specifications.CHOICES}, opened)
+    found = specifications.curves_of(study, study.numbers)
+    return page(request, "protocols", {"curves": found, "axes": specifications.CHOICES}, study)
 
 
 @router.get("/s/{study}/tensors", name="tensors")
-def tensors(request: Request, study: str) -> Response:
+def tensors(request: Request, study: OpenStudy) -> Response:
     """Every weight tensor with the hash of what was run."""
-    studies: Studies = request.app.state.studies
-    with studies.open(study) as opened:
-        rows = queries.tensors(opened.reader, opened.numbers, kinds=False)
-        return page(request, "tensors", {"rows": rows}, opened)
+    rows = queries.tensors(study.reader, study.numbers, kinds=False)
+    return page(request, "tensors", {"rows": rows}, study)

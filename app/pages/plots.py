@@ -8,13 +8,12 @@ from fastapi.responses import Response
 from app.display import charts, comparisons, discrimination, tables
 from app.display.charts import Figure
 from app.display.comparisons import Sweep
-from app.pages.address import PlotQuery, linker, study_path
+from app.pages.address import OpenStudy, PlotQuery, linker
 from app.pages.render import page
-from app.security import base_of
 from app.study import queries
 from app.study.files import Row, StudyPendingError
 from app.study.records import Metric, Sae, Variant
-from app.study.study import Studies, Study
+from app.study.study import Study
 
 router = APIRouter()
 
@@ -23,33 +22,28 @@ SCATTER_LATENTS = 300
 
 
 @router.get("/s/{study}/plots", name="plots")
-def plots(request: Request, study: str, query: Annotated[PlotQuery, Query()]) -> Response:
+def plots(request: Request, study: OpenStudy, query: Annotated[PlotQuery, Query()]) -> Response:
     """The plots of a study."""
-    studies: Studies = request.app.state.studies
-    with studies.open(study) as opened:
-        if not opened.saes or not opened.statistics:
-            raise StudyPendingError(opened.entry)
-        metric = _chosen(opened, query.metric, "metric", opened.headline)
-        x = _chosen(opened, query.x, "x", "token_entropy")
-        y = _chosen(opened, query.y, "y", opened.headline)
-        context = {
-            "metric": metric,
-            "x": x,
-            "y": y,
-            "over_layers": _over_layers(opened),
-            "medians": _medians(opened, metric),
-            "tells": _tells(opened, metric),
-            "distributions": _distributions(opened, metric),
-            "scatters": _scatters(opened, x, y),
-            "scatter_latents": SCATTER_LATENTS,
-            "sweeps": _sweeps(opened, metric),
-            "options": [(m.metric, m.label) for m in opened.statistics],
-            "link": linker(
-                study_path(base_of(request), opened.name, "/plots"),
-                {"metric": metric.metric, "x": x.metric, "y": y.metric},
-            ),
-        }
-        return page(request, "plots", context, opened)
+    if not study.saes or not study.statistics:
+        raise StudyPendingError(study.entry)
+    metric = _chosen(study, query.metric, "metric", study.headline)
+    x = _chosen(study, query.x, "x", "token_entropy")
+    y = _chosen(study, query.y, "y", study.headline)
+    context = {
+        "metric": metric,
+        "x": x,
+        "y": y,
+        "over_layers": _over_layers(study),
+        "medians": _medians(study, metric),
+        "tells": _tells(study, metric),
+        "distributions": _distributions(study, metric),
+        "scatters": _scatters(study, x, y),
+        "scatter_latents": SCATTER_LATENTS,
+        "sweeps": _sweeps(study, metric),
+        "options": [(m.metric, m.label) for m in study.statistics],
+        "link": linker(request, study, "/plots", {"metric": metric.metric, "x": x.metric, "y": y.metric}),
+    }
+    return page(request, "plots", context, study)
 
 
 def _chosen(study: Study, name: str | None, parameter: str, default: str) -> Metric:

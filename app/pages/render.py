@@ -1,5 +1,6 @@
 """Templates: the environment, the filters for numbers and tokens, and the choice between a page and its partial."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from markupsafe import Markup
 from app.display import contexts
 from app.pages.address import bar, quoted
 from app.security import base_of
+from app.study.axes import address
 from app.study.records import POOLS, SCORE_STATES, Metric
 from app.study.study import Study
 from core.text import duration, number, percent
@@ -36,11 +38,18 @@ def definition(metric: Metric) -> str:
 
 
 @pass_context
-def _url_for(context: Context, name: str, /, **parameters: Any) -> str:
+def _url_for(context: Context, name: str, /, query: Mapping[str, Any] | None = None, **parameters: Any) -> str:
     # Paths without a host work behind any proxy; Starlette's own url_for writes the host that it was asked by.
     request: Request = context["request"]
     written = {key: quoted(value) if isinstance(value, str) else value for key, value in parameters.items()}
-    return base_of(request) + str(request.app.url_path_for(name, **written))
+    return address(base_of(request) + str(request.app.url_path_for(name, **written)), query or {})
+
+
+@pass_context
+def _study_url(context: Context, name: str, /, query: Mapping[str, Any] | None = None, **parameters: Any) -> str:
+    # A page of the study that this page is of, at the same setting.
+    study: Study = context["study"]
+    return _url_for(context, name, query=study.parameters | dict(query or {}), study=study.name, **parameters)
 
 
 @pass_context
@@ -67,7 +76,12 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     env.globals.update(
-        url_for=_url_for, asset=_asset, score_states=SCORE_STATES, short_states=SHORT_STATES, pools=POOLS
+        url_for=_url_for,
+        study_url=_study_url,
+        asset=_asset,
+        score_states=SCORE_STATES,
+        short_states=SHORT_STATES,
+        pools=POOLS,
     )
     env.filters.update(
         number=number,

@@ -7,6 +7,7 @@ from pathlib import Path
 from fastapi import APIRouter, Request, Response
 
 from app.errors import PageError
+from app.pages.address import FoundStudy
 from app.pages.render import TEMPLATES, is_partial, page
 from app.security import base_of
 from app.study.files import Entry, StudyPendingError
@@ -58,11 +59,10 @@ def _card(studies: Studies, entry: Entry) -> Card:
 
 
 @router.get("/s/{study}/progress", name="progress")
-def progress(request: Request, study: str, seen: int = 0, shown: int = 0) -> Response:
+def progress(request: Request, entry: FoundStudy, seen: int = 0, shown: int = 0) -> Response:
     """The strip. `seen` is how many SAEs the page began with, `shown` how many it shows by now; tells it of more."""
     seen = max(seen, shown)
     studies: Studies = request.app.state.studies
-    entry = studies.entry(study)
     ready = 0
     try:
         with studies.reading(entry) as opened:

@@ -1,13 +1,14 @@
-"""Which of a study's SAEs a page shows: one setting, written as parameters of the study's segment of the address.
+"""Which of a study's SAEs a page shows: one setting, as query parameters of the address.
 
-`/s/sizes;model=gemma;sae_seed=1` is the study `sizes` with another model and another training of the SAEs than the
+`/s/sizes?model=gemma&sae_seed=1` is the study `sizes` with another model and another training of the SAEs than the
 first. What is not written is as in the study's first SAE.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import parse_qsl, quote, urlencode
 
 from app.errors import Way, not_found
 from app.study.records import Sae
@@ -47,12 +48,31 @@ AXES = (
 )
 
 
-def split(segment: str, names: Iterable[str]) -> tuple[str, list[tuple[str, str]]]:
-    """The study's bare name and its parameters; `names` are the studies' own, which may hold semicolons."""
-    known = max((n for n in names if segment == n or segment.startswith(f"{n};")), key=len, default=None)
-    name = segment.split(";")[0] if known is None else known
-    parts = [part.partition("=") for part in segment[len(name) :].split(";") if part]
-    return name, [(key, _unescaped(value)) for key, _, value in parts]
+KEYS = tuple(axis.key for axis in AXES)
+
+
+def split(text: str, names: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """A study's name and the parameters of a setting, out of `name?key=value&…`; `names` are the studies' own.
+
+    Out of `name;key=value;…` with ~ for % too: addresses were written so once, and label files hold some.
+    """
+    known = (name for name in names if text == name or text.startswith((f"{name}?", f"{name};")))
+    name = max(known, key=len, default=re.split("[?;]", text)[0])
+    query = text[len(name) :]
+    if query.startswith(";"):
+        return name, dict(parse_qsl(query.replace("~", "%"), keep_blank_values=True, separator=";"))
+    return name, dict(parse_qsl(query[1:], keep_blank_values=True))
+
+
+def address(path: str, query: Mapping[str, Any]) -> str:
+    """A path with a query, of which what is empty is left out."""
+    kept = {key: value for key, value in query.items() if value not in (None, "", [], ())}
+    return f"{path}?{urlencode(kept, doseq=True, safe=':')}" if kept else path
+
+
+def study_path(study: str) -> str:
+    """The path of a study's overview."""
+    return f"/s/{quote(study, safe=':')}"
 
 
 def first(saes: Sequence[Sae]) -> Setting:
@@ -78,21 +98,21 @@ def members(saes: Sequence[Sae], setting: Setting) -> list[Sae]:
     return list(found.values())
 
 
-def read(parameters: Iterable[tuple[str, str]], saes: Sequence[Sae], study: str) -> Setting:
+def read(asked: Mapping[str, str], saes: Sequence[Sae], study: str) -> Setting:
     """The setting that parameters ask for; raises a 404 that says what there is."""
-    ways = [Way("Overview", f"/s/{quote(study)}"), Way("All studies", "/")]
+    ways = [Way("Overview", study_path(study)), Way("All studies", "/")]
     found = first(saes)
-    for key, text in parameters:
+    for key, text in asked.items():
         axis = next((axis for axis in AXES if axis.key == key), None)
         if axis is None:
-            raise not_found("part of a setting", key, [axis.key for axis in AXES], ways)
+            raise not_found("part of a setting", key, KEYS, ways)
         values = {str(value): value for value in values_of(axis, saes)}
         if text not in values:
             raise not_found(axis.key, text, values, ways)
         found = replace(found, **{axis.field: values[text]})
     known = settings(saes)
     if found not in known:
-        raise not_found("setting", written(found), [written(one) for one in known], ways)
+        raise not_found("setting", urlencode(told(found)), [urlencode(told(one)) for one in known], ways)
     return found
 
 
@@ -102,10 +122,9 @@ def values_of(axis: Axis, saes: Sequence[Sae]) -> list[Any]:
     return sorted(found) if axis.key.endswith("_seed") else list(found)
 
 
-def written(setting: Setting, usual: Setting | None = None) -> str:
-    """The parameters that give a setting, each with a semicolon before it; without those that are as usual."""
-    told = [axis for axis in AXES if usual is None or axis.of(setting) != axis.of(usual)]
-    return "".join(f";{axis.key}={_escaped(str(axis.of(setting)))}" for axis in told)
+def parameters(setting: Setting, usual: Setting) -> dict[str, Any]:
+    """What an address says of a setting: where it differs from the usual one."""
+    return {axis.key: axis.of(setting) for axis in AXES if axis.of(setting) != axis.of(usual)}
 
 
 def nearest(known: Sequence[Setting], axis: Axis, value: Any, setting: Setting) -> Setting:
@@ -114,7 +133,7 @@ def nearest(known: Sequence[Setting], axis: Axis, value: Any, setting: Setting) 
     return max(there, key=lambda one: [a == b for a, b in zip(astuple(one), astuple(setting), strict=True)])
 
 
-def told(setting: Setting) -> Mapping[str, Any]:
+def told(setting: Setting) -> dict[str, Any]:
     """A setting by the keys of the address."""
     return {axis.key: axis.of(setting) for axis in AXES}
 
@@ -126,12 +145,3 @@ def _seedless(one: Setting | Sae) -> tuple[str, str, str, int]:
 
 def _setting(sae: Sae) -> Setting:
     return Setting(*(axis.of(sae) for axis in AXES))
-
-
-def _escaped(text: str) -> str:
-    # A slash in a model's name would end the segment, however often servers and proxies unquote it: no percent signs.
-    return quote(text, safe="").replace("~", "%7E").replace("%", "~")
-
-
-def _unescaped(text: str) -> str:
-    return unquote(text.replace("~", "%"))

@@ -1,11 +1,11 @@
 """An open study: what every page asks of it, at one setting."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
 
 from app.errors import Way, bad_request, damaged, not_found
 from app.study import axes, queries
@@ -21,21 +21,36 @@ class Study:
     entry: Entry
     reader: Reader
     row: Row
-    asked: tuple[tuple[str, str], ...] = ()
+    asked: Mapping[str, str] = field(default_factory=dict)
+    """Parameters of a setting, as the address has them."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the address."""
+        return self.entry.name
+
+    @property
+    def full_name(self) -> str:
+        """Its name with its setting, as the design of an experiment keeps it."""
+        return axes.address(self.name, self.parameters)
 
     @cached_property
-    def name(self) -> str:
-        """The name in the address, with what the setting has of its own."""
-        return self.name_of(self.setting) if self.setting else self.entry.name
+    def parameters(self) -> dict[str, Any]:
+        """What an address says of its setting."""
+        return self.parameters_of(self.setting) if self.setting else {}
+
+    def parameters_of(self, setting: Setting) -> dict[str, Any]:
+        """What an address says of another setting of the study."""
+        return axes.parameters(setting, axes.first(self.all_saes))
+
+    def address(self, rest: str = "", query: Mapping[str, Any] | None = None) -> str:
+        """The address of one of its pages at its setting, below the server's base path."""
+        return axes.address(axes.study_path(self.name) + rest, {**self.parameters, **(query or {})})
 
     def at(self, setting: Setting) -> "Study":
         """The same study at another setting."""
-        asked = tuple((key, str(value)) for key, value in axes.told(setting).items())
+        asked = {key: str(value) for key, value in axes.told(setting).items()}
         return Study(self.entry, self.reader, self.row, asked)
-
-    def name_of(self, setting: Setting) -> str:
-        """The name that another setting of the study has in the address."""
-        return self.entry.name + axes.written(setting, axes.first(self.all_saes))
 
     @cached_property
     def setting(self) -> Setting | None:
@@ -97,7 +112,7 @@ class Study:
         for sae in self.saes:
             if (sae.variant, sae.layer) == (known.variant, layer):
                 return sae
-        ways = [Way("Overview", f"/s/{quote(self.name, safe='')}")]
+        ways = [Way("Overview", self.address())]
         raise not_found(f"SAE of variant “{known.label}” at layer", layer, self.layers_of(variant), ways)
 
     def layers_of(self, variant: str) -> list[int]:
@@ -123,30 +138,28 @@ class Studies:
         """What there is now."""
         return find_entries(self.paths)
 
-    def entry(self, segment: str) -> Entry:
-        """A study by its segment of the address; raises a 404."""
-        return self._find(segment)[0]
+    def entry(self, name: str) -> Entry:
+        """A study by its name; raises a 404."""
+        entries = {entry.name: entry for entry in self.entries()}
+        if name not in entries:
+            raise not_found("study", name, entries, [Way("All studies", "/")])
+        return entries[name]
+
+    def split(self, text: str) -> tuple[str, dict[str, str]]:
+        """The name and the setting that are in a full name: see `axes.split`."""
+        return axes.split(text, [entry.name for entry in self.entries()])
 
     @contextmanager
-    def open(self, segment: str) -> Iterator[Study]:
-        """Open a study for one request, at the setting that the segment of the address names.
+    def open(self, name: str, /, **asked: str) -> Iterator[Study]:
+        """Open a study at a setting, for one request.
 
         Raises StudyPendingError while it has no file, or a PageError.
         """
-        entry, asked = self._find(segment)
-        with self.reading(entry, asked) as study:
-            assert study.name
+        with self.reading(self.entry(name), **asked) as study:
             yield study
 
-    def _find(self, segment: str) -> tuple[Entry, list[tuple[str, str]]]:
-        entries = {entry.name: entry for entry in self.entries()}
-        name, asked = axes.split(segment, entries)
-        if name not in entries:
-            raise not_found("study", name, entries, [Way("All studies", "/")])
-        return entries[name], asked
-
     @contextmanager
-    def reading(self, entry: Entry, asked: Iterable[tuple[str, str]] = ()) -> Iterator[Study]:
+    def reading(self, entry: Entry, /, **asked: str) -> Iterator[Study]:
         """Open what `entries` found."""
         if entry.path is None:
             raise StudyPendingError(entry)
@@ -154,4 +167,4 @@ class Studies:
             row = queries.study(reader)
             if row is None:
                 raise damaged(entry.path.name, "its table `study` is empty.")
-            yield Study(entry, reader, row, tuple(asked))
+            yield Study(entry, reader, row, asked)

@@ -24,6 +24,7 @@ from app.blind.design import Design
 from app.main import create_app
 from app.pages import address
 from app.settings import Settings
+from app.study.axes import KEYS
 from tests.app.blind_client import blind_study, invitation, own_link, set_up
 
 FOUND = [
@@ -32,7 +33,8 @@ FOUND = [
 MODULES = [module for module in FOUND if hasattr(module, "router")]
 ROUTES = [route for module in MODULES for route in module.router.routes if isinstance(route, APIRoute)]
 MODELS = [kind for module in (*MODULES, address) for kind in vars(module).values() if isinstance(kind, type)]
-NAMES = sorted({name for kind in (*MODELS, Design) if issubclass(kind, BaseModel) for name in kind.model_fields})
+FIELDS = {name for kind in (*MODELS, Design) if issubclass(kind, BaseModel) for name in kind.model_fields}
+NAMES = sorted({*FIELDS, *KEYS})
 """Of parameters and fields, on whatever route they mean something."""
 VALUES = (
     *("", "0", "1", "3", "-1", "1.5", "1e3", "1e309", "-1e309", "nan", "inf", "9" * 30, "9" * 400, "9" * 5000, "1_0"),

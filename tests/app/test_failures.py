@@ -12,6 +12,7 @@ import duckdb
 import pytest
 from small_study import SCRIPT, write_small_study
 from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
 from app.errors import PageError
 from app.main import create_app, serve
@@ -119,6 +120,24 @@ def test_a_page_that_takes_too_long_is_an_error_page(tmp_path: Path) -> None:
         response = client.get("/s/small")
     assert response.status_code == 503
     assert "stopped after 1e-09 seconds" in response.text
+
+
+def test_a_cursor_is_closed_before_the_answer_is_sent_and_after_an_error(study_folder: Path) -> None:
+    app = create_app(Settings(paths=(study_folder,)))
+    held: list[int] = []
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            held.append(len(app.state.studies.database._cursors))
+            await send(message)
+
+        await app(scope, receive, sending)
+
+    client = TestClient(watched)
+    for page in ("", "/latents", "/latent/trained/7/0", "/latents?where=x", "/plots?metric=none", "/blind"):
+        client.get(f"/s/small{page}")
+    client.post("/s/small/blind", data={"title": ""})
+    assert set(held) == {0}
 
 
 def test_a_study_file_cannot_be_written_and_reaches_no_other_file(tmp_path: Path) -> None:

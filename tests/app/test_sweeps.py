@@ -78,12 +78,12 @@ def test_marks_differ_where_colours_come_round() -> None:
 
 
 def test_models_stand_beside_each_other_with_their_own_numbers(wide: TestClient) -> None:
-    shown = {one.table.metric.metric: one for one in wide.get("/s/models;sae_seed=1").context["across"]}
+    shown = {one.table.metric.metric: one for one in wide.get("/s/models?sae_seed=1").context["across"]}
     assert list(shown)[:2] == ["detection_auroc", "fuzzing_auroc"]
     heads = [line.head for line in shown["explained_variance"].table.lines]
     assert heads == ["toy L0", "toy L1", f"{SECOND} L0", f"{SECOND} L3"]
-    for model, lines in (("toy", slice(0, 2)), ("org~2Ftoy~20b", slice(2, 4))):
-        own = wide.get(f"/s/models;model={model};sae_seed=1").context
+    for model, lines in (("toy", slice(0, 2)), (SECOND, slice(2, 4))):
+        own = wide.get("/s/models", params={"model": model, "sae_seed": 1}).context
         for name, tables in (("explained_variance", own["tables"]), ("detection_auroc", own["scores"])):
             table = next(table for table in tables if table.metric.metric == name)
             mine = [[cell.value for cell in line.cells] for line in shown[name].table.lines[lines]]

@@ -144,9 +144,9 @@ def test_a_variants_name_leads_to_all_its_numbers(many: TestClient) -> None:
     assert page.text.count('class="tells') == 1
     full = page.text[page.text.index('id="against" open') :]
     assert "density</span></th>" in full[: full.index("</table>")]
-    assert 'href="/s/sweep/compare?right=scale%3A0.25&amp;layer=1"' in full
+    assert 'href="/s/sweep/compare?right=scale:0.25&amp;layer=1"' in full
     assert 'href="/s/sweep?layer=0&amp;variant=scale:0.25#h-tells"' in page.text
-    assert 'href="/s/sweep;sae_seed=1?layer=3&amp;variant=scale:0.25"' in page.text
+    assert 'href="/s/sweep?sae_seed=1&amp;layer=3&amp;variant=scale:0.25"' in page.text
     assert 'hx-get="/s/sweep?layer=3&amp;variant=scale:0.25" hx-trigger="study-grew' in page.text
 
 

@@ -16,9 +16,9 @@ from app.display import contexts
 from app.display.charts import plain
 from app.main import create_app
 from app.pages import render
-from app.pages.address import linker
 from app.pages.report import write_report
 from app.settings import Settings
+from app.study.axes import address
 
 FOLDER = render.ROOT / "templates"
 TEMPLATES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.html"))
@@ -37,7 +37,7 @@ def test_every_template_parses_and_knows_what_it_includes(name: str) -> None:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_every_url_for_and_asset_exists(client: TestClient, name: str) -> None:
     text = (FOLDER / name).read_text(encoding="utf-8")
-    for route in re.findall(r"url_for\('([\w-]+)'", text):
+    for route in re.findall(r"(?:url_for|study_url)\('([\w-]+)'", text):
         assert _has(client, route), route
     for asset in re.findall(r"asset\('([^']+)'", text):
         assert client.get(f"/static/{asset}").status_code == 200
@@ -88,9 +88,18 @@ def test_plotly_gets_no_markup() -> None:
 
 
 def test_links_change_some_parameters_and_drop_others() -> None:
-    link = linker("/s/x/latents", {"sort": "density", "where": ["a>1", "b<2"], "page": 3})
-    assert link(page=None) == "/s/x/latents?sort=density&where=a%3E1&where=b%3C2"
-    assert link(sort=None, where=None, page=None) == "/s/x/latents"
+    state = {"sort": "density", "where": ["a>1", "b<2"], "page": 3, "q": "", "state": None}
+    assert address("/s/x", state | {"page": None}) == "/s/x?sort=density&where=a%3E1&where=b%3C2"
+    assert address("/s/x", dict.fromkeys(state)) == "/s/x"
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_no_template_spells_a_setting_and_every_form_that_is_a_link_takes_it_along(name: str) -> None:
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    forms = re.findall(r'<form[^>]*method="get".*?</form>', text, re.S)
+    assert all("ui.setting(study)" in form for form in forms if 'action="{{ action }}"' in form)
+    assert text.count("study=study.name") == len(re.findall("set action = url_for", text)) <= 1
+    assert not re.search(r"\b(variant_seed|sae_seed)=", text)
 
 
 def test_colours_read_on_their_ground() -> None:

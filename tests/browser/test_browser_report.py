@@ -70,13 +70,13 @@ def test_a_setting_is_chosen_by_keyboard_and_keeps_the_page(page: Page, several:
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    page.wait_for_url("**/s/wide;model=a~20model*/compare?layer=0&sort=density**")
+    page.wait_for_url("**/s/wide/compare?model=a+model*&layer=0&sort=density**")
     expect(page.locator(".side.left h2 a")).to_be_visible()
     page.keyboard.press("2")
     page.wait_for_url("**layer=3**")
     expect(page.locator(".picks [aria-current]", has_text="3")).to_be_visible()
     page.get_by_role("link", name="SAE seed: 1").click()
-    page.wait_for_url("**;sae_seed=1/compare?*layer=3*")
+    page.wait_for_url("**/compare?*sae_seed=1&*layer=3*")
 
 
 def test_settings_fit_a_phone_and_need_no_script(phone: Page, several: str) -> None:
@@ -89,5 +89,5 @@ def test_settings_fit_a_phone_and_need_no_script(phone: Page, several: str) -> N
     plain = context.new_page()
     plain.goto(f"{several}/s/wide/latents?layer=1")
     plain.get_by_role("link", name="SAE: pca").click()
-    plain.wait_for_url("**/s/wide;sae=pca/latents?layer=1")
+    plain.wait_for_url("**/s/wide/latents?sae=pca&layer=1")
     context.close()

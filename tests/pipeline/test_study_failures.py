@@ -108,14 +108,13 @@ def test_activations_that_do_not_vary_have_no_variance_to_explain(
 def test_every_page_shows_it_and_so_does_the_report(runs: Path, tmp_path: Path) -> None:
     client = TestClient(create_app(Settings(paths=(runs,), hosts=("testserver",))))
     for name in ("topk", "fast"):
-        study = f"/s/toy;sae={name}"
         pages = ["", "/latents", f"/latents?variant={WIDE}&layer=0", "/plots", "/compare", "/tensors"]
         for page in [*pages, f"/latent/{WIDE}/0/3", "/latent/trained/0/3", f"/compare?right={WIDE}&layer=0"]:
-            response = client.get(study + page)
-            assert response.status_code == 200, (study + page, response.text[-3000:])
+            response = client.get(f"/s/toy{page}{'&' if '?' in page else '?'}sae={name}")
+            assert response.status_code == 200, (response.url, response.text[-3000:])
             assert "NaN" not in response.text
             assert "not finite" not in response.text
-    overview = client.get("/s/toy;sae=fast").text
+    overview = client.get("/s/toy?sae=fast").text
     assert DIVERGES in overview
     assert "96 SAE failed" in overview
     write_report(runs / "toy.duckdb", tmp_path / "toy.html")
