@@ -1,14 +1,14 @@
 """Plotly figures as plain dictionaries; static/app.js draws them and turns `var(--…)` into the theme's colours."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
 
 from app.display.contexts import boxed
 from app.study.files import Row
-from app.study.records import Metric, Sae, Variant
+from app.study.records import Metric, Variant
 
 Figure: TypeAlias = dict[str, Any]
 Range: TypeAlias = tuple[float, float]
@@ -113,17 +113,9 @@ def curve_of(variant: Variant, points: list[Row]) -> Curve:
     return Curve(variant.label, variant.colour, points, DASHES[variant.position % 5], symbol(variant))
 
 
-def by_layer(
-    metric: Metric,
-    variants: Iterable[Variant],
-    points: Mapping[str, list[Row]],
-    span: Range,
-    height: int = 190,
-    **layout: Any,
-) -> Figure:
-    """A metric over layers, a line a variant; `points` has rows of `x` (the layer), `value`, perhaps `low`, `high`."""
-    layers = sorted({point["x"] for rows in points.values() for point in rows})
-    lines = [curve_of(variant, points.get(variant.variant, [])) for variant in variants]
+def by_layer(metric: Metric, lines: Sequence[Curve], span: Range, height: int = 190, **layout: Any) -> Figure:
+    """A metric over layers, a line a variant."""
+    layers = sorted({point["x"] for line in lines for point in line.known})
     x = {"title": title("layer"), "tickvals": layers, "range": _padded(layers)}
     return curves(metric, lines, span, x, height, **layout)
 
@@ -185,19 +177,11 @@ def span(metric: Metric, values: Iterable[float | None]) -> Range:
     return low, high
 
 
-def distributions(metric: Metric, pairs: Sequence[tuple[Sae, Variant]], rows: Sequence[Row], ends: Range) -> Figure:
-    """Shares of latents over a statistic, a stepped line a variant; `rows` come from `aggregates.distribution`."""
-    edges = bin_edges(metric, ends)
+def distribution(metric: Metric, edges: Sequence[float], counts: Iterable[tuple[Variant, Sequence[int]]]) -> Figure:
+    """Shares of latents in the bins between `edges`, a stepped line a variant."""
     middle = [(a * b) ** 0.5 if metric.scale == "log" else (a + b) / 2 for a, b in pairwise(edges)]
-    traces = []
-    for sae, variant in pairs:
-        counts = {row["bin"]: row["latents"] for row in rows if row["sae"] == sae.sae}
-        total = sum(counts.values())
-        if total:
-            shares = [counts.get(at, 0) / total for at in range(BINS)]
-            traces.append(_steps(variant, middle, shares, [counts.get(at, 0) for at in range(BINS)]))
     return figure(
-        traces,
+        [_steps(variant, middle, bins) for variant, bins in counts],
         {"type": metric.scale, "title": title(axis_label(metric)), "nticks": 7, "tickformat": "~g"},
         {"rangemode": "tozero", "tickformat": ".0%", "title": title("share of latents"), "nticks": 5},
         height=230,
@@ -212,14 +196,14 @@ def bin_edges(metric: Metric, ends: Range) -> list[float]:
     return [10**edge for edge in edges] if log else edges
 
 
-def _steps(variant: Variant, x: list[float], shares: list[float], counts: list[int]) -> Figure:
+def _steps(variant: Variant, x: list[float], counts: Sequence[int]) -> Figure:
     return {
         "type": "scatter",
         "mode": "lines",
         "name": plain(variant.label),
         "x": x,
-        "y": shares,
-        "customdata": counts,
+        "y": [count / sum(counts) for count in counts],
+        "customdata": list(counts),
         "line": {
             "shape": "hvh",
             "width": 1.8,
@@ -232,11 +216,11 @@ def _steps(variant: Variant, x: list[float], shares: list[float], counts: list[i
     }
 
 
-def scatter(x: Metric, y: Metric, pairs: Sequence[tuple[Sae, Variant]], rows: Sequence[Row]) -> Figure:
+def scatter(x: Metric, y: Metric, variants: Iterable[Variant], rows: Sequence[Row]) -> Figure:
     """Latents as points over two statistics, a colour and a symbol a variant."""
     traces = []
-    for sae, variant in pairs:
-        own = [row for row in rows if row["sae"] == sae.sae]
+    for variant in variants:
+        own = [row for row in rows if row["variant"] == variant.variant]
         traces.append(
             {
                 "type": "scattergl" if len(own) > 5000 else "scatter",

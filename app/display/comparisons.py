@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 
 from app.display import charts
 from app.display.charts import Curve, Figure
-from app.display.tables import Place, Places, Table, metric_table, places_of, statistic_table
+from app.display.tables import Line, Table, metric_tables, statistic_tables, summaries_of
 from app.study import axes, queries
-from app.study.files import Row
 from app.study.records import COLOURS, Metric, Variant
 from app.study.study import Study
 
@@ -51,27 +50,22 @@ def models_beside(study: Study) -> list[Model]:
 
 def compared(models: Sequence[Model]) -> list[Compared]:
     """The scores, and the metrics and statistics in ACROSS that the study has."""
-    places: Places = []
-    rows: dict[tuple[int, str], Row] = {}
-    summaries: dict[int, Row] = {}
+    lines: dict[Metric, list[Line]] = {}
     for model in models:
-        places += [_renamed(place, model) for place in places_of(model.study)]
-        study = model.study
-        rows |= {(row["sae"], row["metric"]): row for row in queries.sae_metrics(study.reader, study.numbers)}
-        wanted = [metric.metric for metric in study.statistics if metric.one_pool or metric.metric in ACROSS]
-        summaries |= queries.summaries(study.reader, study.numbers, wanted)
-    found = []
-    for metric in _metrics(models):
-        of_saes = metric.level == "sae"
-        table = metric_table(metric, places, rows) if of_saes else statistic_table(metric, places, summaries)
-        if not table.empty:
-            found.append(Compared(table, _curves(table, models)))
-    return found
+        for table in _tables(model.study):
+            lines.setdefault(table.metric, []).extend(_renamed(line, model) for line in table.lines)
+    tables = [Table(metric, lines[metric]) for metric in _metrics(models)]
+    return [Compared(table, _curves(table, models)) for table in tables if not table.empty]
 
 
-def _renamed(place: Place, model: Model) -> Place:
-    head, title, layer, saes = place
-    return f"{model.name} {head}", f"{model.name}, {title} of {model.layers}", layer, saes
+def _tables(study: Study) -> list[Table]:
+    wanted = [metric for metric in study.statistics if metric.one_pool or metric.metric in ACROSS]
+    return [*metric_tables(study), *statistic_tables(study, wanted, summaries_of(study, wanted))]
+
+
+def _renamed(line: Line, model: Model) -> Line:
+    cells = [replace(cell, difference=None) for cell in line.cells]
+    return Line(f"{model.name} {line.head}", f"{model.name}, {line.title} of {model.layers}", line.layer, cells)
 
 
 def _metrics(models: Sequence[Model]) -> list[Metric]:

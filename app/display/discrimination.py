@@ -1,10 +1,11 @@
 """Can this number tell trained from random latents? Tables of the AUROCs in `tells`."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.display import contexts
+from app.study import queries
 from app.study.files import Row
 from app.study.records import Metric, Variant
 from app.study.study import Study
@@ -100,20 +101,21 @@ class Heatmap:
         return [[Counter(seen.side for seen in cells) for cells in zip(*column, strict=True)] for column in columns]
 
 
-def tellings(study: Study, rows: Iterable[Row]) -> Tellings:
-    """By random variant, all statistics together first, then those that tell best; `rows` as from `queries.tells`."""
+def tellings(study: Study) -> Tellings:
+    """By random variant, all statistics together first, then those that tell best."""
     metrics = {metric.metric: metric for metric in study.statistics}
     found: dict[str, dict[str, Telling]] = {}
-    for row in rows:
+    for row in queries.tells(study.reader, study.numbers):
         name = row["statistic"]
         metric = metrics.get(name)
         label = metric.label if metric else "all together, logistic regression"
         telling = found.setdefault(row["variant"], {}).setdefault(name, Telling(name, label, metric, {}))
         telling.layers.setdefault(row["layer"], {})[row["matched"]] = row
-    return [
-        (study.variant(variant), sorted(own.values(), key=lambda t: (t.metric is not None, -t.distance)))
-        for variant, own in found.items()
-    ]
+    return [(study.variant(variant), sorted(own.values(), key=_strength)) for variant, own in found.items()]
+
+
+def _strength(telling: Telling) -> tuple[bool, float, int]:
+    return telling.metric is not None, -telling.distance, telling.metric.position if telling.metric else 0
 
 
 def heatmap(found: Tellings, layers: Sequence[int], most: int | None = None) -> Heatmap | None:

@@ -1,7 +1,6 @@
 """Specification curves: how many protocols call a latent trained or random, in words and as a figure."""
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
@@ -149,14 +148,13 @@ class Figure:
         return found
 
 
-def curves_of(study: Study, saes: Iterable[int]) -> list[SpecificationCurve]:
-    """The curves of the random ones among these SAEs, by variant and layer; those without any AUROC are left out."""
-    numbers = list(saes)
+def curves_of(study: Study) -> list[SpecificationCurve]:
+    """The curves of the random SAEs that are shown, by variant and layer; those without any AUROC are left out."""
     found: dict[tuple[str, int], list[Row]] = {}
-    for row in queries.specifications(study.reader, numbers):
+    for row in queries.specifications(study.reader, study.numbers):
         found.setdefault((row["variant"], row["layer"]), []).append(row)
     p_values: dict[tuple[str, int], list[float]] = {}
-    for row in queries.specification_curves(study.reader, numbers):
+    for row in queries.specification_curves(study.reader, study.numbers):
         if row["p_value"] is not None:
             p_values.setdefault((row["variant"], row["layer"]), []).append(row["p_value"])
     curves = []

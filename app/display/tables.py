@@ -1,20 +1,21 @@
-"""Tables of a study at one setting: what the overview and the report show, an SAE a cell."""
+"""Tables of a study: what its pages and the report show, with the SAEs of a variant and layer as a cell."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
-from app.display.charts import Curve, Range, curve_of, span
+from app.display.charts import BINS, Curve, Range, bin_edges, curve_of, span
 from app.study import queries
 from app.study.files import Row
-from app.study.records import Metric, Sae, Variant
+from app.study.queries import Place
+from app.study.records import Metric, Variant
 from app.study.study import Study
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of one SAE; `at` is where it stands on its metric's axis, 0 to 1.
+    """A number of the SAEs of one place: a mean from the smallest to the largest, or a median with the middle half.
 
     `difference` is the row of `differences` for its place: random minus trained, over the seeds.
     """
@@ -23,7 +24,6 @@ class Cell:
     value: float | None
     low: float | None = None
     high: float | None = None
-    at: float | None = None
     share: float | None = None
     note: str = ""
     difference: Row | None = None
@@ -31,11 +31,6 @@ class Cell:
     def point(self, x: float) -> Row:
         """Its point of a curve."""
         return {"x": x, "value": self.value} | ({} if self.low is None else {"low": self.low, "high": self.high})
-
-
-Place: TypeAlias = tuple[str, str, int, list[tuple[Variant, Sae | None]]]
-"""A line of a table before it has numbers: head, title, layer, and for each variant its SAE."""
-Places: TypeAlias = list[Place]
 
 
 @dataclass(frozen=True)
@@ -53,11 +48,11 @@ class Table:
     """One metric: a line a layer."""
 
     metric: Metric
-    lines: list[Line] = field(default_factory=list)
+    lines: list[Line]
 
     @property
     def empty(self) -> bool:
-        """Whether no SAE has a value."""
+        """Whether no cell has a value."""
         return all(cell.value is None for line in self.lines for cell in line.cells)
 
     @property
@@ -69,11 +64,18 @@ class Table:
             for variant, cells in self.by_variant
         ]
 
-    @property
+    @cached_property
     def span(self) -> Range:
         """The ends of its axis: intervals and all."""
         points = [cell.point(0) for line in self.lines for cell in line.cells]
         return span(self.metric, [point.get(key) for point in points for key in ("value", "low", "high")])
+
+    def at(self, cell: Cell) -> float | None:
+        """Where a cell's value stands on the axis, 0 to 1."""
+        value, (low, high), log = cell.value, self.span, self.metric.scale == "log"
+        if value is None or high <= low or (log and min(value, low) <= 0):
+            return None
+        return math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
 
     @property
     def differs(self) -> bool:
@@ -88,84 +90,127 @@ class Table:
 
 
 def metric_tables(study: Study) -> list[Table]:
-    """Every metric of the setting's SAEs, with the difference between random and trained."""
-    rows = {(row["sae"], row["metric"]): row for row in queries.sae_metrics(study.reader, study.numbers)}
-    differences = {(row["metric"], row["variant"], row["layer"]): row for row in _differences(study)}
-    return [metric_table(metric, places_of(study), rows, differences) for metric in study.metrics]
-
-
-def statistic_tables(study: Study, summaries: Mapping[int, Row]) -> list[Table]:
-    """The median of every statistic of latents, with its quartiles."""
-    return [statistic_table(metric, places_of(study), summaries) for metric in study.statistics]
-
-
-def places_of(study: Study) -> Places:
-    """A line a layer of the setting."""
-    saes = {(sae.variant, sae.layer): sae for sae in study.saes}
+    """Every metric of the SAEs that are shown, with the difference between random and trained over all seeds."""
+    rows = {
+        (row["metric"], row["variant"], row["layer"]): row for row in queries.sae_metrics(study.reader, study.numbers)
+    }
+    here = study.setting
+    found = queries.differences(study.reader, here.model, here.hook, here.name) if here else []
+    differences = {(row["metric"], row["variant"], row["layer"]): row for row in found}
     return [
-        (f"L{layer}", f"layer {layer}", layer, [(v, saes.get((v.variant, layer))) for v in study.variants])
-        for layer in study.layers
+        _table(
+            study,
+            metric,
+            {
+                place: _mean(variant, rows.get((metric.metric, *place)), differences.get((metric.metric, *place)))
+                for place, variant in _places(study)
+            },
+        )
+        for metric in study.metrics
     ]
 
 
-def _differences(study: Study) -> list[Row]:
-    here = study.setting
-    return queries.differences(study.reader, here.model, here.hook, here.name) if here else []
+def statistic_tables(study: Study, metrics: Iterable[Metric], summaries: Mapping[Place, Row]) -> list[Table]:
+    """The medians of statistics of latents, with their quartiles; `summaries` are those of `summaries_of`."""
+    return [
+        _table(
+            study, metric, {place: _median(variant, metric, summaries.get(place)) for place, variant in _places(study)}
+        )
+        for metric in metrics
+    ]
 
 
-def metric_table(
-    metric: Metric,
-    places: Places,
-    rows: Mapping[tuple[int, str], Row],
-    differences: Mapping[tuple[str, str, int], Row] | None = None,
-) -> Table:
-    """The table of a metric of SAEs; `rows` are those of `queries.sae_metrics`, by SAE and metric."""
-    ends = span(metric, [row["value"] for (_, name), row in rows.items() if name == metric.metric])
-    table = Table(metric)
-    for head, title, layer, saes in places:
-        cells = []
-        for variant, sae in saes:
-            row = rows.get((sae.sae, metric.metric)) if sae else None
-            value = row["value"] if row else None
-            note = (row["reason"] or "Not applicable.") if row and row["status"] != "ok" else ""
-            difference = (differences or {}).get((metric.metric, variant.variant, layer))
-            cells.append(Cell(variant, value, at=_at(metric, value, ends), note=note, difference=difference))
-        table.lines.append(Line(head, title, layer, cells))
-    return table
+def summaries_of(study: Study, metrics: Iterable[Metric]) -> dict[Place, Row]:
+    """How many latents there are and live, and the quartiles of statistics."""
+    return queries.summaries(study.reader, study.numbers, [metric.metric for metric in metrics])
 
 
-def statistic_table(metric: Metric, places: Places, summaries: Mapping[int, Row]) -> Table:
-    """The table of a statistic's medians; `summaries` are those of `queries.summaries`."""
-    quartiles = [row[f"quartiles {metric.metric}"] or [None] * 3 for row in summaries.values()]
-    ends = span(metric, [value for row in quartiles for value in row])
-    table = Table(metric)
-    for head, title, layer, saes in places:
-        cells = [_median(metric, v, summaries.get(sae.sae) if sae else None, ends) for v, sae in saes]
-        table.lines.append(Line(head, title, layer, cells))
-    return table
+def _places(study: Study) -> list[tuple[Place, Variant]]:
+    return [((variant.variant, layer), variant) for layer in study.layers for variant in study.variants]
 
 
-def _median(metric: Metric, variant: Variant, summary: Row | None, ends: tuple[float, float]) -> Cell:
-    if summary is None:
+def _table(study: Study, metric: Metric, cells: Mapping[Place, Cell]) -> Table:
+    lines = []
+    for layer in study.layers:
+        own = [cells[variant.variant, layer] for variant in study.variants]
+        lines.append(Line(f"L{layer}", f"layer {layer}", layer, own))
+    return Table(metric, lines)
+
+
+def _mean(variant: Variant, row: Row | None, difference: Row | None) -> Cell:
+    if row is None:
+        return Cell(variant, None, difference=difference)
+    note = row["reason"] if row["value"] is None else ""
+    return Cell(variant, row["value"], row["low"], row["high"], note=note, difference=difference)
+
+
+def _median(variant: Variant, metric: Metric, row: Row | None) -> Cell:
+    if row is None:
         return Cell(variant, None)
-    low, middle, high = summary[f"quartiles {metric.metric}"] or (None, None, None)
-    share = summary[f"count {metric.metric}"] / summary["latents"] if summary["latents"] else None
-    note = "No latent has a value." if middle is None else ""
-    return Cell(variant, middle, low, high, _at(metric, middle, ends), share, note)
+    low, middle, high = row[f"quartiles {metric.metric}"] or (None, None, None)
+    share = row[f"count {metric.metric}"] / row["latents"] if row["latents"] else None
+    return Cell(variant, middle, low, high, share, note="" if middle is not None else "No latent has a value.")
 
 
-def _at(metric: Metric, value: float | None, ends: tuple[float, float]) -> float | None:
-    low, high = ends
-    if value is None or high <= low or (metric.scale == "log" and min(value, low) <= 0):
-        return None
-    if metric.scale == "log":
-        return math.log(value / low) / math.log(high / low)
-    return (value - low) / (high - low)
+@dataclass(frozen=True)
+class Share:
+    """Latents of a variant at a layer: how many there are, live, and were scored; the others by their state."""
+
+    variant: Variant
+    layer: int
+    latents: int
+    alive: int
+    scored: int
+    others: dict[str, int]
+
+    def of_latents(self, count: int) -> float | None:
+        """A count as a share of all."""
+        return count / self.latents if self.latents else None
 
 
-def score_counts(study: Study) -> dict[int, dict[str, int]]:
-    """How many latents of each SAE are in which state of scoring."""
-    counts: dict[int, dict[str, int]] = {}
-    for row in queries.score_states(study.reader, study.numbers):
-        counts.setdefault(row["sae"], {})[row["score_state"]] = row["latents"]
-    return counts
+def shares(study: Study, summaries: Mapping[Place, Row]) -> list[Share]:
+    """Which share of latents qualifies for a score, and why the others do not."""
+    states = queries.score_states(study.reader, study.numbers)
+    found = []
+    for name, layer in study.places:
+        row, counts = summaries.get((name, layer), {"latents": 0, "alive": 0}), dict(states.get((name, layer), {}))
+        scored = counts.pop("scored", 0)
+        found.append(Share(study.variant(name), layer, row["latents"], row["alive"], scored, counts))
+    return found
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How many latents of each variant at a layer have a statistic in which bin, between edges that layers share."""
+
+    metric: Metric
+    layer: int
+    edges: list[float]
+    counts: list[tuple[Variant, list[int]]]
+
+    @property
+    def shares(self) -> list[tuple[Variant, list[float]]]:
+        """The same as shares of the latents that have a value."""
+        return [(variant, [n / sum(bins) for n in bins]) for variant, bins in self.counts]
+
+
+def distributions(study: Study, metric: Metric) -> list[Distribution]:
+    """The distribution of a statistic at every layer; nothing where no latent has a value."""
+    log = metric.scale == "log"
+    ends = queries.bounds(study.reader, study.numbers, metric.metric, positive=log)
+    if ends is None:
+        return []
+    ends = span(metric, ends)
+    counts: dict[Place, list[int]] = {}
+    for row in queries.distribution(study.reader, study.numbers, metric.metric, ends, BINS, log):
+        counts.setdefault((row["variant"], row["layer"]), [0] * BINS)[row["bin"]] = row["latents"]
+    edges = bin_edges(metric, ends)
+    return [
+        Distribution(
+            metric,
+            layer,
+            edges,
+            [(v, counts[v.variant, layer]) for v in study.variants if (v.variant, layer) in counts],
+        )
+        for layer in study.layers
+    ]

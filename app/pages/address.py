@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -58,6 +58,14 @@ def open_study(request: Request, entry: Annotated[Entry, Depends(find_study)]) -
 FoundStudy = Annotated[Entry, Depends(find_study)]
 # Closed before the answer is sent: a slow reader keeps no cursor.
 OpenStudy = Annotated[Study, Depends(open_study, scope="function")]
+
+
+def pool_seeds(study: OpenStudy) -> Study:
+    """The study for a page that shows all seeds together where they are asked for."""
+    return replace(study, pools=True)
+
+
+PooledStudy = Annotated[Study, Depends(pool_seeds, scope="function")]
 
 
 class Query(BaseModel):
@@ -138,7 +146,10 @@ def conditions(study: Study, query: ListQuery) -> list[Condition]:
 def score_state(study: Study, query: ListQuery) -> str | None:
     """The state of scoring that a list is filtered by; raises a 400 for one that no latent can be in."""
     known = dict.fromkeys(
-        (*SCORE_STATES, *(row["score_state"] for row in queries.score_states(study.reader, study.numbers)))
+        [
+            *SCORE_STATES,
+            *(state for counts in queries.score_states(study.reader, study.numbers).values() for state in counts),
+        ]
     )
     if query.score_state is not None and query.score_state not in known:
         raise bad_request("score_state", query.score_state, known)
@@ -231,21 +242,26 @@ def bar(request: Request, study: Study) -> list[Choice]:
     if study.setting is None:
         return []
     here, known = study.setting, axes.settings(study.all_saes)
+    pooled = study.pools and study.all_seeds
     found = []
     for axis in axes.AXES:
         values = axes.values_of(axis, study.all_saes)
-        if len(values) > 1:
+        if len(values) > 1 and not (pooled and axis.key.endswith("_seed")):
             there = [axes.nearest(known, axis, value, here) for value in values]
             found.append(Choice(axis, [_option(request, study, axis, one) for one in there]))
+    if study.pools and study.several_seeds:
+        both = [(text, {axes.POOL.key: value}) for text, value in (("one", None), ("all", axes.ALL))]
+        options = [Option(text, _address(request, study, here, way), (text == "all") == pooled) for text, way in both]
+        found.append(Choice(axes.POOL, options))
     return found
 
 
 def _option(request: Request, study: Study, axis: Axis, there: Setting) -> Option:
     current = study.setting is not None and axis.of(there) == axis.of(study.setting)
-    return Option(str(axis.of(there)), _address(request, study, there), current)
+    return Option(str(axis.of(there)), _address(request, study, there, {}), current)
 
 
-def _address(request: Request, study: Study, there: Setting) -> str:
+def _address(request: Request, study: Study, there: Setting, seeds: Mapping[str, Any]) -> str:
     """This page at another setting; a latent's page becomes the list: its number means another latent there."""
     given = {key: request.query_params.getlist(key) for key in request.query_params}
     rest = path_of(request.scope).removeprefix("/s/").partition("/")[2]
@@ -260,4 +276,4 @@ def _address(request: Request, study: Study, there: Setting) -> str:
         if key not in (*_DROPPED, *axes.KEYS) and (key not in known or values[-1] in known[key])
     }
     path = axes.study_path(study.name) + (f"/{rest}" if rest else "")
-    return base_of(request) + axes.address(path, study.parameters_of(there) | kept)
+    return base_of(request) + axes.address(path, {**study.parameters_of(there), **seeds, **kept})

@@ -7,7 +7,7 @@ from fastapi.responses import Response
 
 from app.display import comparisons, discrimination, specifications, tables
 from app.errors import bad_request
-from app.pages.address import OpenStudy, OverviewQuery, linker
+from app.pages.address import OverviewQuery, PooledStudy, linker
 from app.pages.render import page
 from app.study import queries
 from app.study.study import Study
@@ -16,26 +16,24 @@ router = APIRouter()
 
 
 @router.get("/s/{study}", name="overview")
-def overview(request: Request, study: OpenStudy, query: Annotated[OverviewQuery, Query()]) -> Response:
+def overview(request: Request, study: PooledStudy, query: Annotated[OverviewQuery, Query()]) -> Response:
     """The overview of a study."""
-    summaries = queries.summaries(study.reader, study.numbers, [metric.metric for metric in study.statistics])
+    summaries = tables.summaries_of(study, study.statistics)
     beside = comparisons.models_beside(study)
-    found = tables.statistic_tables(study, summaries)
+    found = tables.statistic_tables(study, study.statistics, summaries)
     context = {
         "scores": [t for t in found if t.metric.is_score],
         "statistics": [t for t in found if not t.metric.is_score],
         "tables": tables.metric_tables(study),
         "link": linker(request, study, "", query.model_dump()),
         "across": comparisons.compared(beside) if len(beside) > 1 else [],
-        "summaries": summaries,
-        "score_counts": tables.score_counts(study),
+        "shares": tables.shares(study, summaries),
         "all_scores": queries.scores(study.reader, study.numbers),
-        "by_number": {sae.sae: sae for sae in study.saes},
         "models": queries.models(study.reader),
         "provenance": queries.provenance(study.reader),
         "timings": queries.timings(study.reader, study.setting.model if study.setting else None, study.numbers),
         "tensors": queries.tensors(study.reader, study.numbers),
-        "curves": specifications.curves_of(study, study.numbers),
+        "curves": specifications.curves_of(study),
         "axes": specifications.CHOICES,
     }
     return page(request, "overview", context | _tells(study, query), study)
@@ -46,7 +44,7 @@ def _tells(study: Study, query: OverviewQuery) -> dict[str, Any]:
 
     Raises a PageError for a layer or variant that is not there.
     """
-    found = discrimination.tellings(study, queries.tells(study.reader, study.numbers))
+    found = discrimination.tellings(study)
     layers, most = study.layers, discrimination.MOST_COLUMNS
     if query.layer is not None:
         layers = [layer for layer in layers if layer == query.layer]
@@ -61,14 +59,14 @@ def _tells(study: Study, query: OverviewQuery) -> dict[str, Any]:
 
 
 @router.get("/s/{study}/protocols", name="protocols")
-def protocols(request: Request, study: OpenStudy) -> Response:
+def protocols(request: Request, study: PooledStudy) -> Response:
     """The specification curves: who scores higher under every protocol."""
-    found = specifications.curves_of(study, study.numbers)
+    found = specifications.curves_of(study)
     return page(request, "protocols", {"curves": found, "axes": specifications.CHOICES}, study)
 
 
 @router.get("/s/{study}/tensors", name="tensors")
-def tensors(request: Request, study: OpenStudy) -> Response:
+def tensors(request: Request, study: PooledStudy) -> Response:
     """Every weight tensor with the hash of what was run."""
     rows = queries.tensors(study.reader, study.numbers, kinds=False)
     return page(request, "tensors", {"rows": rows}, study)

@@ -4,20 +4,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from app.display import charts, comparisons, discrimination, specifications, svg
+from app.display import charts, comparisons, discrimination, specifications, svg, tables
 from app.display.charts import Curve, curve_of
 from app.display.discrimination import Heatmap, Tellings
 from app.display.specifications import SpecificationCurve, curves_of
-from app.display.tables import Cell, Line, Table
+from app.display.tables import Share, Table
 from app.errors import PageError
 from app.pages.render import STATIC, environment
 from app.study import queries
-from app.study.axes import Setting, settings
+from app.study.axes import ALL, POOL, Setting, settings
 from app.study.files import Database, Entry, Row
-from app.study.records import Metric, Sae, Variant
+from app.study.records import Metric
 from app.study.study import Study
 from core.errors import UserError
 from core.files import replacing
@@ -32,74 +31,26 @@ MOST_COLUMNS = 18
 
 
 @dataclass(frozen=True)
-class Share:
-    """Latents of a variant at a layer: how many there are, live, and were scored; the others by their state."""
-
-    variant: Variant
-    layer: int
-    latents: int
-    alive: int
-    scored: int
-    others: dict[str, int]
-
-
-@dataclass(frozen=True)
 class Group:
-    """All SAEs of one model, hook and name: they differ in variant, layer and seeds."""
+    """The study at one model, hook and name of SAEs, all seeds together."""
 
     study: Study
     setting: Setting
-    saes: list[Sae]
-
-    @property
-    def model(self) -> str:
-        """The transformer."""
-        return self.setting.model
-
-    @property
-    def hook(self) -> str:
-        """Where in a layer the SAEs read."""
-        return self.setting.hook
-
-    @property
-    def name(self) -> str:
-        """The kind of SAE."""
-        return self.setting.name
-
-    @property
-    def numbers(self) -> list[int]:
-        """The SAEs' numbers."""
-        return [sae.sae for sae in self.saes]
-
-    @property
-    def layers(self) -> list[int]:
-        """The layers that have an SAE."""
-        return sorted({sae.layer for sae in self.saes})
-
-    @property
-    def draws(self) -> int:
-        """How often random variants were drawn."""
-        return len({sae.variant_seed for sae in self.saes})
-
-    @property
-    def seeds(self) -> int:
-        """How often each SAE was trained."""
-        return len({sae.sae_seed for sae in self.saes})
 
     @cached_property
     def tells(self) -> Tellings:
         """Which statistic can tell, by random variant."""
-        return discrimination.tellings(self.study, _pooled_tells(queries.tells(self.study.reader, self.numbers)))
+        return discrimination.tellings(self.study)
 
     @cached_property
     def curves(self) -> list[SpecificationCurve]:
         """Who scores higher, in how many protocols: over the pairs of all seeds."""
-        return curves_of(self.study, self.numbers)
+        return curves_of(self.study)
 
     @cached_property
     def heatmap(self) -> Heatmap | None:
         """The same at a glance, where there are many random variants."""
-        return discrimination.heatmap(self.tells, self.layers, MOST_COLUMNS)
+        return discrimination.heatmap(self.tells, self.study.layers, MOST_COLUMNS)
 
     @cached_property
     def tell_plots(self) -> list[tuple[str, svg.Plot]]:
@@ -118,73 +69,36 @@ class Group:
 
     @cached_property
     def metrics(self) -> list[tuple[Table, svg.Plot]]:
-        """The metrics of the SAEs: means over the seeds, with the smallest and the largest."""
-        rows: dict[tuple[str, str, int], list[Row]] = {}
-        places = {sae.sae: (sae.variant, sae.layer) for sae in self.saes}
-        for row in queries.sae_metrics(self.study.reader, self.numbers):
-            rows.setdefault((row["metric"], *places[row["sae"]]), []).append(row)
-        here = self.setting
-        found = queries.differences(self.study.reader, here.model, here.hook, here.name)
-        differences = {(row["metric"], row["variant"], row["layer"]): row for row in found}
-        tables = []
-        for metric in self.study.metrics:
-            table = Table(metric)
-            for layer in self.layers:
-                keys = [(variant, (metric.metric, variant.variant, layer)) for variant in self.study.variants]
-                cells = [_mean(v, rows.get(key, []), differences.get(key)) for v, key in keys]
-                table.lines.append(Line(f"L{layer}", f"layer {layer}", layer, cells))
-            tables.append(table)
-        return self._with_plots(tables)
+        """The metrics of the SAEs."""
+        return self._with_plots(tables.metric_tables(self.study))
 
     @cached_property
     def _summaries(self) -> Mapping[queries.Place, Row]:
-        names = [metric.metric for metric in self.study.statistics]
-        return queries.pooled_summaries(self.study.reader, self.numbers, names)
+        return tables.summaries_of(self.study, self.study.statistics)
 
     @cached_property
-    def _medians(self) -> list[Table]:
-        tables = []
-        for metric in self.study.statistics:
-            table = Table(metric)
-            for layer in self.layers:
-                cells = [_median(v, metric, self._summaries.get((v.variant, layer))) for v in self.study.variants]
-                table.lines.append(Line(f"L{layer}", f"layer {layer}", layer, cells))
-            tables.append(table)
-        return tables
-
-    @cached_property
-    def scores(self) -> list[tuple[Table, svg.Plot]]:
-        """How well explanations hold: medians over the latents of all seeds, with quartiles."""
-        return self._with_plots(table for table in self._medians if table.metric.is_score)
+    def _medians(self) -> list[tuple[Table, svg.Plot]]:
+        return self._with_plots(tables.statistic_tables(self.study, self.study.statistics, self._summaries))
 
     @property
-    def by_number(self) -> dict[int, Sae]:
-        """The SAEs by their numbers."""
-        return {sae.sae: sae for sae in self.saes}
+    def scores(self) -> list[tuple[Table, svg.Plot]]:
+        """How well explanations hold."""
+        return [(table, plot) for table, plot in self._medians if table.metric.is_score]
 
-    @cached_property
-    def all_scores(self) -> list[Row]:
-        """Every scorer's, SAE by SAE."""
-        return queries.scores(self.study.reader, self.numbers)
-
-    @cached_property
+    @property
     def statistics(self) -> list[tuple[Table, svg.Plot]]:
         """All other statistics of latents."""
-        return self._with_plots(table for table in self._medians if not table.metric.is_score)
+        return [(table, plot) for table, plot in self._medians if not table.metric.is_score]
 
-    @cached_property
+    @property
+    def all_scores(self) -> list[Row]:
+        """Every scorer's."""
+        return queries.scores(self.study.reader, self.study.numbers)
+
+    @property
     def shares(self) -> list[Share]:
         """Which share of latents qualifies for a score, and why the others do not."""
-        states = queries.pooled_states(self.study.reader, self.numbers)
-        found = []
-        for variant in self.study.variants:
-            for layer in self.layers:
-                row = self._summaries.get((variant.variant, layer))
-                if row is not None:
-                    counts = dict(states.get((variant.variant, layer), {}))
-                    scored = counts.pop("scored", 0)
-                    found.append(Share(variant, layer, row["latents"], row["alive"], scored, counts))
-        return found
+        return tables.shares(self.study, self._summaries)
 
     @cached_property
     def distributions(self) -> list[tuple[Metric, list[tuple[int, svg.Plot]]]]:
@@ -197,38 +111,28 @@ class Group:
     def sweeps(self) -> list[tuple[comparisons.Sweep, list[tuple[Table, svg.Plot]]]]:
         """Metrics over the variants that differ in one number."""
         tables = [table for table, _ in (*self.scores, *self.metrics)]
-        found = []
-        for sweep in comparisons.sweeps(self.study.variants):
-            plots = [(t, _sweep_plot(sweep, t)) for t in tables if comparisons.has_values(sweep, t)]
-            found.append((sweep, plots))
-        return found
+        return [
+            (sweep, [(t, _sweep_plot(sweep, t)) for t in tables if comparisons.has_values(sweep, t)])
+            for sweep in comparisons.sweeps(self.study.variants)
+        ]
 
     def _with_plots(self, tables: Iterable[Table]) -> list[tuple[Table, svg.Plot]]:
         return [(t, self._over_layers(t.metric, t.curves, t.span)) for t in tables if not t.empty]
 
     def _over_layers(self, metric: Metric, curves: Sequence[Curve], span: charts.Range, half: bool = False) -> svg.Plot:
         label = f"{metric.label} by layer"
-        return svg.plot(label, curves, metric, span, "layer", self.layers, half=half)
+        return svg.plot(label, curves, metric, span, "layer", self.study.layers, half=half)
 
     def _distribution(self, metric: Metric) -> list[tuple[int, svg.Plot]]:
-        log = metric.scale == "log"
-        reader = self.study.reader
-        ends = queries.bounds(reader, self.numbers, metric.metric, positive=log)
-        if ends is None:
-            return []
-        ends = charts.span(metric, ends)
-        places = {sae.sae: (sae.variant, sae.layer) for sae in self.saes}
-        counts: dict[tuple[str, int], list[int]] = {}
-        for row in queries.distribution(reader, self.numbers, metric.metric, ends, charts.BINS, log):
-            counts.setdefault(places[row["sae"]], [0] * charts.BINS)[row["bin"]] += row["latents"]
-        shares = {place: [n / sum(bins) for n in bins] for place, bins in counts.items()}
-        top = max((max(bins) for bins in shares.values()), default=1.0)
-        edges = charts.bin_edges(metric, ends)
+        found = tables.distributions(self.study, metric)
+        top = max((max(shares) for one in found for _, shares in one.shares), default=1.0)
+        shown = _some(self.study.layers)
         plots = []
-        for layer in _some(self.layers):
-            own = [(v, shares[v.variant, layer]) for v in self.study.variants if (v.variant, layer) in shares]
-            curves = [curve_of(v, [{"x": at, "value": h} for at, h in enumerate(bins)]) for v, bins in own]
-            plots.append((layer, svg.steps(f"{metric.label} at layer {layer}", curves, metric, edges, top)))
+        for one in found:
+            if one.layer in shown:
+                curves = [curve_of(v, [{"x": at, "value": h} for at, h in enumerate(own)]) for v, own in one.shares]
+                label = f"{metric.label} at layer {one.layer}"
+                plots.append((one.layer, svg.steps(label, curves, metric, one.edges, top)))
         return plots
 
 
@@ -238,43 +142,8 @@ def groups_of(study: Study) -> list[Group]:
     for setting in settings(study.all_saes):
         key = (setting.model, setting.hook, setting.name)
         if key not in found:
-            saes = [sae for sae in study.all_saes if (sae.model, sae.hook, sae.name) == key]
-            found[key] = Group(study.at(setting), setting, saes)
+            found[key] = Group(study.at(setting), setting)
     return list(found.values())
-
-
-def _pooled_tells(rows: Iterable[Row]) -> list[Row]:
-    """One row for each variant, layer and statistic; over several seeds the mean with the smallest and the largest."""
-    found: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
-        key = tuple(row[name] for name in ("variant", "layer", "statistic", "matched"))
-        found.setdefault(key, []).append(row)
-    return [_one_tell(same) for same in found.values()]
-
-
-def _one_tell(rows: list[Row]) -> Row:
-    known = [row["auroc"] for row in rows if row["auroc"] is not None]
-    if len(known) < 2:
-        return next((row for row in rows if row["auroc"] is not None), rows[0]) | {"seeds": len(known)}
-    sums = {name: sum(row[name] for row in rows) for name in ("trained", "random")}
-    return rows[0] | sums | {"auroc": fmean(known), "low": min(known), "high": max(known), "seeds": len(known)}
-
-
-def _mean(variant: Variant, rows: Sequence[Row], difference: Row | None) -> Cell:
-    values = [row["value"] for row in rows if row["value"] is not None]
-    if not values:
-        reason = next((row["reason"] for row in rows if row["reason"]), "Not applicable." if rows else "")
-        return Cell(variant, None, note=reason)
-    low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
-    return Cell(variant, fmean(values), low, high, difference=difference)
-
-
-def _median(variant: Variant, metric: Metric, row: Row | None) -> Cell:
-    if row is None:
-        return Cell(variant, None)
-    low, middle, high = row[f"quartiles {metric.metric}"] or (None, None, None)
-    share = row[f"count {metric.metric}"] / row["latents"] if row["latents"] else None
-    return Cell(variant, middle, low, high, share=share, note="" if middle is not None else "No latent has a value.")
 
 
 def _some(layers: Sequence[int]) -> list[int]:
@@ -318,7 +187,7 @@ def _report(database: Path) -> str:
             row = queries.study(reader)
             if row is None:
                 raise UserError(f"'{database}' holds no study: its table `study` is empty. Run the study again.")
-            study = Study(Entry(database.stem, database, None), reader, row)
+            study = Study(Entry(database.stem, database, None), reader, row, {POOL.key: ALL}, pools=True)
             return environment().get_template("report.html").render(**_context(study))
     except PageError as error:
         raise UserError(f"{error.message} {error.advice}") from error
@@ -336,7 +205,7 @@ def _context(study: Study) -> dict[str, Any]:
         "keys": [(variant, _key(curve_of(variant, []))) for variant in study.variants],
         "groups": groups,
         "axes": specifications.CHOICES,
-        "across": _across(study, groups),
+        "across": _across(groups),
         "outcomes": queries.outcomes(reader),
         "metrics": [*study.metrics, *study.statistics],
         "provenance": queries.provenance(reader),
@@ -352,17 +221,15 @@ def _key(curve: Curve) -> svg.Drawn:
     return svg.Drawn(curve.label, curve.colour, svg.PATTERNS[curve.dash], "", shape, hollow, [], [])
 
 
-def _across(study: Study, groups: list[Group]) -> list[tuple[str, list[tuple[comparisons.Compared, svg.Plot]]]]:
-    """For each hook and SAE that several models have: their plots by depth, at the first seeds."""
+def _across(groups: list[Group]) -> list[tuple[str, list[tuple[comparisons.Compared, svg.Plot]]]]:
+    """For each hook and SAE that several models have: their plots by depth."""
+    firsts = {(group.setting.hook, group.setting.name): group for group in reversed(groups)}
     found = []
-    for setting in settings(study.all_saes):
-        first = next((g for g in groups if (g.hook, g.name) == (setting.hook, setting.name)), None)
-        if first is None or setting != first.setting:
-            continue
-        models = comparisons.models_beside(study.at(setting))
-        if len(models) > 1:
+    for group in groups:
+        models = comparisons.models_beside(group.study)
+        if group in firsts.values() and len(models) > 1:
             plots = [(one, _depth_plot(one)) for one in comparisons.compared(models)]
-            found.append((f"{setting.hook} · {setting.name}", plots))
+            found.append((f"{group.setting.hook} · {group.setting.name}", plots))
     return found
 
 

@@ -48,7 +48,10 @@ AXES = (
 )
 
 
-KEYS = tuple(axis.key for axis in AXES)
+POOL = Axis("seeds", "", "Seeds", "one draw and one training, or all of them together")
+"""Whether pages show all seeds of a model, hook and SAE together; those that show one SAE show the setting's."""
+ALL = "all"
+KEYS = (*(axis.key for axis in AXES), POOL.key)
 
 
 def split(text: str, names: Iterable[str]) -> tuple[str, dict[str, str]]:
@@ -98,18 +101,24 @@ def members(saes: Sequence[Sae], setting: Setting) -> list[Sae]:
     return list(found.values())
 
 
+def pool(saes: Sequence[Sae], setting: Setting) -> list[Sae]:
+    """The SAEs of a setting and of all that differ from it in seeds alone."""
+    return [sae for sae in saes if (sae.model, sae.hook, sae.name) == (setting.model, setting.hook, setting.name)]
+
+
 def read(asked: Mapping[str, str], saes: Sequence[Sae], study: str) -> Setting:
     """The setting that parameters ask for; raises a 404 that says what there is."""
     ways = [Way("Overview", study_path(study)), Way("All studies", "/")]
     found = first(saes)
     for key, text in asked.items():
-        axis = next((axis for axis in AXES if axis.key == key), None)
+        axis = next((axis for axis in (*AXES, POOL) if axis.key == key), None)
         if axis is None:
             raise not_found("part of a setting", key, KEYS, ways)
-        values = {str(value): value for value in values_of(axis, saes)}
+        values: dict[str, Any] = {ALL: ALL} if axis is POOL else {str(value): value for value in values_of(axis, saes)}
         if text not in values:
             raise not_found(axis.key, text, values, ways)
-        found = replace(found, **{axis.field: values[text]})
+        if axis is not POOL:
+            found = replace(found, **{axis.field: values[text]})
     known = settings(saes)
     if found not in known:
         raise not_found("setting", urlencode(told(found)), [urlencode(told(one)) for one in known], ways)

@@ -1,4 +1,4 @@
-"""All SQL of the dashboard, over one latent, the latents of each SAE, or the SAEs of a place.
+"""All SQL that is read from study files: of one latent, of one SAE, or of all SAEs of a variant at a layer.
 
 Names of columns come from callers that have looked them up among the file's own; they are quoted all the same.
 """
@@ -96,9 +96,14 @@ def tensors(reader: Reader, saes: Sequence[int], kinds: bool = True) -> list[Row
 
 
 def sae_metrics(reader: Reader, saes: Sequence[int]) -> list[Row]:
-    """Every metric of some SAEs, with the reason where it has no value."""
+    """Every metric by variant and layer: of several SAEs the mean, the smallest and the largest; or why it has none."""
     return reader.rows(
-        f"SELECT sae, metric, value, status, reason FROM sae_metrics WHERE sae IN {listed(saes)} ORDER BY sae, metric",
+        f"""
+        SELECT variant, layer, metric, avg(value) AS value, CASE WHEN count(value) > 1 THEN min(value) END AS low,
+               CASE WHEN count(value) > 1 THEN max(value) END AS high,
+               coalesce(first(reason ORDER BY sae) FILTER (reason != ''), 'Not applicable.') AS reason
+        FROM sae_metrics JOIN saes USING (sae) WHERE sae IN {listed(saes)} GROUP BY ALL
+        """,
         saes,
     )
 
@@ -111,11 +116,19 @@ def differences(reader: Reader, model: str, hook: str, name: str) -> list[Row]:
 
 
 def tells(reader: Reader, saes: Sequence[int]) -> list[Row]:
-    """How well each statistic tells the trained SAE's latents from those of some random SAEs."""
+    """How well each statistic tells trained latents from those of some random SAEs, by variant and layer.
+
+    Of one SAE the AUROC with its interval over latents; of several the mean, the smallest and the largest.
+    """
+    first = "first({} ORDER BY auroc IS NULL, random_sae)"
+    several = "CASE WHEN count(auroc) > 1 THEN {} ELSE " + first + " END AS {}"
+    columns = [several.format(f"{end}(auroc)", name, name) for end, name in (("min", "low"), ("max", "high"))]
+    columns += [several.format(f"sum({name})::BIGINT", name, name) for name in ("trained", "random")]
     return reader.rows(
-        "SELECT random_sae, variant, layer, statistic, matched, auroc, low, high, trained, random, reason"
-        " FROM tells JOIN saes ON sae = random_sae JOIN variants USING (variant)"
-        f" WHERE random_sae IN {listed(saes)} ORDER BY variants.position, layer, random_sae",
+        f"SELECT variant, layer, statistic, matched, avg(auroc) AS auroc, {', '.join(columns)},"
+        f" {first.format('reason')} AS reason FROM tells JOIN saes ON sae = random_sae JOIN variants USING (variant)"
+        f" WHERE random_sae IN {listed(saes)} GROUP BY variant, position, layer, statistic, matched"
+        " ORDER BY position, layer, statistic, matched",
         saes,
     )
 
@@ -325,35 +338,38 @@ Place = tuple[str, int]
 """A variant and a layer."""
 
 
-def summaries(reader: Reader, saes: Sequence[int], columns: Sequence[str]) -> dict[int, Row]:
-    """By SAE: `latents`, `alive`, and for each column its `quartiles` and `count` of latents that have a value."""
-    parts = [quartiles(column) for column in columns]
-    selected = ", ".join(["sae", "count(*) AS latents", "count(*) FILTER (state = 'alive') AS alive", *parts])
-    rows = reader.rows(f"SELECT {selected} FROM latents WHERE sae IN {listed(saes)} GROUP BY sae", saes)
-    return {row["sae"]: row for row in rows}
-
-
-def quartiles(column: str) -> str:
-    """Two columns: the quartiles of the finite values, and how many values there are."""
-    value = f"CAST({quoted(column)} AS DOUBLE)"
-    middle = f"quantile_cont({value}, [0.25, 0.5, 0.75]) FILTER (isfinite({value}))"
-    return f"{middle} AS {quoted('quartiles ' + column)}, count({value}) AS {quoted('count ' + column)}"
-
-
-def score_states(reader: Reader, saes: Sequence[int]) -> list[Row]:
-    """How many latents of some SAEs are in which state of scoring."""
-    return reader.rows(
-        f"SELECT sae, score_state, count(*) AS latents FROM latents WHERE sae IN {listed(saes)}"
-        " GROUP BY ALL ORDER BY ALL",
+def summaries(reader: Reader, saes: Sequence[int], columns: Sequence[str]) -> dict[Place, Row]:
+    """`latents`, `alive`, and for each column its `quartiles` and `count` of latents that have a value."""
+    parts = []
+    for column in columns:
+        value = f"CAST({quoted(column)} AS DOUBLE)"
+        middle = f"quantile_cont({value}, [0.25, 0.5, 0.75]) FILTER (isfinite({value}))"
+        parts.append(f", {middle} AS {quoted('quartiles ' + column)}, count({value}) AS {quoted('count ' + column)}")
+    rows = reader.rows(
+        f"SELECT variant, layer, count(*) AS latents, count(*) FILTER (state = 'alive') AS alive{''.join(parts)}"
+        f" FROM latents JOIN saes USING (sae) WHERE sae IN {listed(saes)} GROUP BY variant, layer",
         saes,
     )
+    return {(row["variant"], row["layer"]): row for row in rows}
 
 
-_PROTOCOL = "sae, explainer, scorer, explain_from, score_on, split_by, examples"
+def score_states(reader: Reader, saes: Sequence[int]) -> dict[Place, dict[str, int]]:
+    """How many latents are in which state of scoring."""
+    found: dict[Place, dict[str, int]] = {}
+    for row in reader.rows(
+        "SELECT variant, layer, score_state, count(*) AS latents FROM latents JOIN saes USING (sae)"
+        f" WHERE sae IN {listed(saes)} GROUP BY ALL ORDER BY ALL",
+        saes,
+    ):
+        found.setdefault((row["variant"], row["layer"]), {})[row["score_state"]] = row["latents"]
+    return found
+
+
+_PROTOCOL = "variant, layer, explainer, scorer, explain_from, score_on, split_by, examples"
 
 
 def scores(reader: Reader, saes: Sequence[int]) -> list[Row]:
-    """By SAE, explainer, scorer and protocol: latents asked about, those with an AUROC, its median, means of all four.
+    """By place, explainer, scorer and protocol: latents asked about and with an AUROC, its median, means of all four.
 
     `low` and `high` bound the median over latents with 95% confidence, whatever the distribution: the values of ranks
     (n ± 1.96 √n) / 2, rounded outwards (Conover 1999, Practical Nonparametric Statistics, section 3.2). `floor`,
@@ -365,7 +381,7 @@ def scores(reader: Reader, saes: Sequence[int]) -> list[Row]:
             SELECT {_PROTOCOL}, shuffled, count(*) AS asked, count(auroc) AS latents, median(auroc) AS median,
                    list(auroc ORDER BY auroc) FILTER (auroc IS NOT NULL) AS ranked, avg(auroc) AS auroc,
                    {", ".join(f"avg({name}) FILTER (isfinite({name})) AS {name}" for name in OTHER_SCORES)}
-            FROM scores WHERE sae IN {listed(saes)} GROUP BY ALL),
+            FROM scores JOIN saes USING (sae) WHERE sae IN {listed(saes)} GROUP BY ALL),
         bounded AS (
             SELECT found.* EXCLUDE (ranked),
                    ranked[greatest(1, floor((latents - 1.96 * sqrt(latents)) / 2)::INTEGER)] AS low,
@@ -374,7 +390,7 @@ def scores(reader: Reader, saes: Sequence[int]) -> list[Row]:
         floors AS (
             SELECT {_PROTOCOL}, median AS floor, low AS floor_low, high AS floor_high FROM bounded WHERE shuffled)
         SELECT bounded.* EXCLUDE (shuffled), floor, floor_low, floor_high
-        FROM bounded LEFT JOIN floors USING ({_PROTOCOL}) JOIN saes USING (sae) JOIN variants USING (variant)
+        FROM bounded LEFT JOIN floors USING ({_PROTOCOL}) JOIN variants USING (variant)
         WHERE NOT shuffled ORDER BY scorer, explainer, explain_from, score_on, layer, position
         """,
         saes,
@@ -395,54 +411,32 @@ def bounds(reader: Reader, saes: Sequence[int], column: str, positive: bool = Fa
 def distribution(
     reader: Reader, saes: Sequence[int], column: str, ends: tuple[float, float], bins: int, log: bool
 ) -> list[Row]:
-    """Latents in each of `bins` equal-width bins of a statistic (of its logarithm if `log`) between `ends`, by SAE."""
+    """Latents in each of `bins` equal-width bins of a statistic (of its logarithm if `log`) between `ends`."""
     name = f"CAST({quoted(column)} AS DOUBLE)"
     value, given = (f"log10({name})", "log10(?), log10(?)") if log else (name, "?::DOUBLE, ?::DOUBLE")
     return reader.rows(
         f"""
         WITH ends(low, high) AS (SELECT {given}),
-        binned AS (SELECT sae, least(?, greatest(0, floor(({value} - low) / nullif(high - low, 0) * ?)))::INTEGER AS bin
-                   FROM latents, ends
+        binned AS (SELECT variant, layer,
+                   least(?, greatest(0, floor(({value} - low) / nullif(high - low, 0) * ?)))::INTEGER AS bin
+                   FROM ends, latents JOIN saes USING (sae)
                    WHERE sae IN {listed(saes)} AND isfinite({name}) {f"AND {name} > 0" if log else ""})
-        SELECT sae, coalesce(bin, 0) AS bin, count(*) AS latents FROM binned GROUP BY ALL ORDER BY ALL
+        SELECT variant, layer, coalesce(bin, 0) AS bin, count(*) AS latents FROM binned GROUP BY ALL ORDER BY ALL
         """,
         [*ends, bins - 1, bins, *saes],
     )
 
 
 def sample(reader: Reader, saes: Sequence[int], columns: tuple[str, str], most: int) -> list[Row]:
-    """Up to `most` latents of each SAE that have both statistics, spread by a hash so that the choice never changes."""
+    """Up to `most` latents of each place that have both statistics, chosen by a hash: always the same ones."""
     x, y = (f"CAST({quoted(column)} AS DOUBLE)" for column in columns)
     return reader.rows(
-        f"SELECT sae, latent, {x} AS x, {y} AS y FROM latents WHERE sae IN {listed(saes)}"
-        f" AND isfinite({x}) AND isfinite({y})"
-        " QUALIFY row_number() OVER (PARTITION BY sae ORDER BY hash(latent), latent) <= ? ORDER BY sae, latent",
+        f"SELECT variant, layer, latent, {x} AS x, {y} AS y FROM latents JOIN saes USING (sae)"
+        f" WHERE sae IN {listed(saes)} AND isfinite({x}) AND isfinite({y})"
+        " QUALIFY row_number() OVER (PARTITION BY variant, layer ORDER BY hash(latent), latent, sae) <= ?"
+        " ORDER BY variant, layer, latent, sae",
         [*saes, most],
     )
-
-
-def pooled_summaries(reader: Reader, saes: Sequence[int], columns: Sequence[str]) -> dict[Place, Row]:
-    """By variant and layer: latents, alive ones, and each column's quartiles and count of values."""
-    parts = [quartiles(column) for column in columns]
-    selected = ", ".join(["count(*) AS latents", "count(*) FILTER (state = 'alive') AS alive", *parts])
-    rows = reader.rows(
-        f"SELECT variant, layer, {selected} FROM latents JOIN saes USING (sae)"
-        f" WHERE sae IN {listed(saes)} GROUP BY variant, layer",
-        saes,
-    )
-    return {(row["variant"], row["layer"]): row for row in rows}
-
-
-def pooled_states(reader: Reader, saes: Sequence[int]) -> dict[Place, dict[str, int]]:
-    """By variant and layer, how many latents are in which state of scoring."""
-    found: dict[Place, dict[str, int]] = {}
-    for row in reader.rows(
-        "SELECT variant, layer, score_state, count(*) AS latents FROM latents JOIN saes USING (sae)"
-        f" WHERE sae IN {listed(saes)} GROUP BY ALL ORDER BY ALL",
-        saes,
-    ):
-        found.setdefault((row["variant"], row["layer"]), {})[row["score_state"]] = row["latents"]
-    return found
 
 
 def outcomes(reader: Reader) -> list[Row]:

@@ -21,8 +21,10 @@ class Study:
     entry: Entry
     reader: Reader
     row: Row
-    asked: Mapping[str, str] = field(default_factory=dict)
+    asked: dict[str, str] = field(default_factory=dict)
     """Parameters of a setting, as the address has them."""
+    pools: bool = False
+    """Whether it shows all seeds together, where they are asked for."""
 
     @property
     def name(self) -> str:
@@ -31,8 +33,8 @@ class Study:
 
     @property
     def full_name(self) -> str:
-        """Its name with its setting, as the design of an experiment keeps it."""
-        return axes.address(self.name, self.parameters)
+        """Its name with its setting, as the design of an experiment keeps it: that of single SAEs."""
+        return axes.address(self.name, self.parameters | {axes.POOL.key: None})
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
@@ -41,7 +43,34 @@ class Study:
 
     def parameters_of(self, setting: Setting) -> dict[str, Any]:
         """What an address says of another setting of the study."""
-        return axes.parameters(setting, axes.first(self.all_saes))
+        seeds = {axes.POOL.key: axes.ALL} if self.all_seeds else {}
+        return axes.parameters(setting, axes.first(self.all_saes)) | seeds
+
+    @cached_property
+    def several_seeds(self) -> bool:
+        """Whether there are SAEs that differ in seeds alone."""
+        found = axes.pool(self.all_saes, self.setting) if self.setting else []
+        return len({(sae.variant_seed, sae.sae_seed) for sae in found}) > 1
+
+    @property
+    def all_seeds(self) -> bool:
+        """Whether all of several seeds are asked for."""
+        return axes.POOL.key in self.asked and self.several_seeds
+
+    @property
+    def draws(self) -> int:
+        """How many draws of the random variants are shown."""
+        return len({sae.variant_seed for sae in self.saes})
+
+    @property
+    def trainings(self) -> int:
+        """How many trainings of the SAEs are shown."""
+        return len({sae.sae_seed for sae in self.saes})
+
+    @property
+    def pooled(self) -> bool:
+        """Whether several SAEs stand in one place."""
+        return any(len(saes) > 1 for saes in self.places.values())
 
     def address(self, rest: str = "", query: Mapping[str, Any] | None = None) -> str:
         """The address of one of its pages at its setting, below the server's base path."""
@@ -49,8 +78,8 @@ class Study:
 
     def at(self, setting: Setting) -> "Study":
         """The same study at another setting."""
-        asked = {key: str(value) for key, value in axes.told(setting).items()}
-        return Study(self.entry, self.reader, self.row, asked)
+        asked = self.asked | {key: str(value) for key, value in axes.told(setting).items()}
+        return Study(self.entry, self.reader, self.row, asked, self.pools)
 
     @cached_property
     def setting(self) -> Setting | None:
@@ -69,8 +98,11 @@ class Study:
 
     @cached_property
     def saes(self) -> list[Sae]:
-        """The SAEs of the setting that are there."""
-        return axes.members(self.all_saes, self.setting) if self.setting else []
+        """The SAEs that are shown, by variant and layer: one in each place, or those of all seeds."""
+        if self.setting is None:
+            return []
+        chosen = axes.pool if self.pools and self.all_seeds else axes.members
+        return chosen(self.all_saes, self.setting)
 
     @cached_property
     def numbers(self) -> list[int]:
@@ -98,6 +130,14 @@ class Study:
     def layers(self) -> list[int]:
         """The layers that have an SAE in this setting."""
         return sorted({sae.layer for sae in self.saes})
+
+    @cached_property
+    def places(self) -> dict[tuple[str, int], list[Sae]]:
+        """By variant and layer, in that order, the SAEs that are shown."""
+        found: dict[tuple[str, int], list[Sae]] = {}
+        for sae in self.saes:
+            found.setdefault((sae.variant, sae.layer), []).append(sae)
+        return found
 
     def variant(self, name: str) -> Variant:
         """A variant by name; raises a 404."""

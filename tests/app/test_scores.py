@@ -35,7 +35,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(database: Path) -> dict[tuple[int, str], Row]:
     with Studies([database], query_seconds=10).open("small") as study:
-        return {(row["sae"], row["scorer"]): row for row in queries.scores(study.reader, study.numbers)}
+        rows = queries.scores(study.reader, study.numbers)
+        return {(study.places[row["variant"], row["layer"]][0].sae, row["scorer"]): row for row in rows}
 
 
 def test_scores_are_summed_up_over_the_latents_of_each_sae(found: dict[tuple[int, str], Row], database: Path) -> None:
@@ -74,7 +75,7 @@ def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
             " auroc DOUBLE, balanced_accuracy DOUBLE, f1 DOUBLE, auprc DOUBLE)"
         )
         values = [[sae, float(x)] for sae in range(300) for x in rng.exponential(size=40)]
-        connection.execute("INSERT INTO saes SELECT range, 0, 'v' FROM range(300)")
+        connection.execute("INSERT INTO saes SELECT range, range, 'v' FROM range(300)")
         connection.executemany(
             "INSERT INTO scores VALUES (?, 'e', 's', 'random', 'random', 'window', 40, false, ?, 0, 0, 0)", values
         )
@@ -128,14 +129,14 @@ def test_the_floor_stands_beside_the_score_and_in_no_other_number(
         Studies([floored], query_seconds=10).open("small") as after,
     ):
         without, found = (queries.scores(study.reader, study.numbers) for study in (before, after))
+        last = list(after.places)[-1]
         failed = {row["what"]: row["failed"] for row in queries.outcomes(after.reader)}
     floors = ("floor", "floor_low", "floor_high")
     assert all(row[name] is None for row in without for name in floors)
     assert [{**row, **dict.fromkeys(floors)} for row in found] == without
-    last = max(row["sae"] for row in found)
     for row in found:
         halves = [row[name] / 2 for name in ("median", "low", "high")]
-        expected = halves if row["scorer"] == "detection" and row["sae"] < last else [None] * 3
+        expected = halves if row["scorer"] == "detection" and (row["variant"], row["layer"]) != last else [None] * 3
         assert [row[name] for name in floors] == (pytest.approx(expected) if expected[0] else expected)
     assert failed["detection, floor"] > 0 == failed["detection"]
 

@@ -24,7 +24,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def curves(database: Path) -> dict[tuple[str, int], SpecificationCurve]:
     with Studies([database], query_seconds=10).open("small") as study:
-        return {(curve.variant.variant, curve.layer): curve for curve in curves_of(study, study.numbers)}
+        return {(curve.variant.variant, curve.layer): curve for curve in curves_of(study)}
 
 
 def test_there_is_a_curve_for_every_random_variant_and_layer(curves: dict) -> None:
