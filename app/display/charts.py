@@ -154,12 +154,12 @@ def _trace(curve: Curve) -> Figure:
         "marker": {"size": 8, "symbol": curve.mark or "circle"},
         "hovertemplate": "%{fullData.name}<br>%{xaxis.title.text} %{x}: %{y:.4~g}<extra></extra>",
     }
-    if "low" in points[0]:
+    if any("low" in point for point in points):
         trace["error_y"] = {
             "type": "data",
             "symmetric": False,
-            "array": [point["high"] - point["value"] for point in points],
-            "arrayminus": [point["value"] - point["low"] for point in points],
+            "array": [point.get("high", point["value"]) - point["value"] for point in points],
+            "arrayminus": [point["value"] - point.get("low", point["value"]) for point in points],
             "thickness": 1.2,
             "width": 4,
         }

@@ -212,3 +212,19 @@ def test_where_a_cell_stands_is_on_the_axis_of_its_table(study: Study) -> None:
         low, high = table.span
         middle = tables.Cell(study.variants[0], (low + high) / 2)
         assert table.at(middle) == pytest.approx(0.5) or low == high
+
+
+def test_a_place_that_has_one_seed_only_yet_stands_beside_others(tmp_path: Path) -> None:
+    """As while a study is being built: the first layer has two trainings of the trained variant, the last one."""
+    write_small_study(tmp_path / "seeds.duckdb", latents=12, shape=Shape({"toy": (0, 1)}, sae_seeds=2), top_contexts=1)
+    with duckdb.connect(str(tmp_path / "seeds.duckdb")) as connection:
+        gone = "(SELECT sae FROM saes WHERE sae_seed = 1 AND layer = 1 AND variant = 'trained')"
+        for table in ("latents", "sae_metrics", "saes"):
+            connection.execute(f"DELETE FROM {table} WHERE sae IN {gone}")
+    write_report(tmp_path / "seeds.duckdb", tmp_path / "seeds.html")
+    with TestClient(create_app(Settings(paths=(tmp_path,)))) as client:
+        cells = [line.cells[0] for line in client.get(ALL).context["tables"][0].lines]
+        assert [cell.low is None for cell in cells] == [False, True]
+        figure = client.get("/s/seeds/plots?seeds=all").context["over_layers"][0][1]
+    above = figure["data"][0]["error_y"]["array"]
+    assert above[0] > 0 == above[1]
