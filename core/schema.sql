@@ -1,4 +1,4 @@
--- One study, one file. pipeline/store.py fills these tables, app/queries.py reads them; nothing else knows SQL.
+-- One study, one file: the contract between the halves. pipeline/database.py fills these tables, app/study/queries.py reads them.
 -- Rows are sorted by their keys when written: DuckDB then skips the blocks a latent cannot be in.
 
 -- The study itself: one row.
@@ -74,7 +74,7 @@ CREATE TABLE metrics (
 );
 
 -- What says which SAE it is: model, hook, name, variant_seed and sae_seed are its setting; within one setting there is
--- one SAE for each variant and layer. Pages show one setting at a time.
+-- one SAE for each variant and layer. Pages show one setting, or all of its seeds.
 CREATE TABLE saes (
     sae INTEGER PRIMARY KEY, model VARCHAR NOT NULL,
     hook VARCHAR NOT NULL,           -- resid_post | mlp_out | attn_out
