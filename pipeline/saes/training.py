@@ -133,7 +133,7 @@ def _options(config: SaeConfig, settings: Any) -> dict[str, Any]:
             found[name] = TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError as error:
             what = error.errors()[0]["msg"]
-            raise UserError(f"sae.options.{name} is {shown(value)}, which does not do: {what}.") from error
+            raise UserError(f"sae.options.{name} = {shown(value)} is invalid: {what}.") from error
         _check_size(name, found[name])
     return found
 

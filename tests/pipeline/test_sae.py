@@ -271,7 +271,7 @@ def test_a_larger_penalty_makes_fewer_latents_active() -> None:
     [
         ({"architecture": "standard", "options": {"l1": 2}}, r"Unknown option 'l1' .* l1_coefficient, lp_norm"),
         ({"architecture": "topk", "options": {"k": 2}}, r"Unknown option 'k' in sae.options of topk"),
-        ({"architecture": "gated", "options": {"l1_coefficient": "2"}}, r"l1_coefficient is '2', which does not do: "),
+        ({"architecture": "gated", "options": {"l1_coefficient": "2"}}, r"l1_coefficient = '2' is invalid: "),
         ({"architecture": "matryoshka_batchtopk", "options": {"matryoshka_widths": [9, 3, 64]}}, "strictly increasing"),
         ({"architecture": "jumprelu", "aux_loss_coefficient": 1.0}, r"jumprelu has no AuxK"),
         ({"architecture": "jumprelu", "options": {"jumprelu_bandwidth": 0.0}}, r"bandwidth is 0\.0; allowed: above 0"),
