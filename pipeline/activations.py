@@ -50,6 +50,16 @@ class Activations:
             return "the variant's activations are beyond what float32 holds on most tokens"
         return "" if self.limit else "the variant's activations are zero, or nearly, on most tokens"
 
+    def held_out(self, sequences: Bool[Tensor, " sequence"], length: int) -> Bool[Tensor, " token"]:
+        """Which rows are of held-out sequences, each of so many tokens."""
+        return sequences[torch.div(self.token, length, rounding_mode="floor")]
+
+    def flaw(self, held_out: Bool[Tensor, " token"]) -> str:
+        """Why no SAE can be made from them; '' when one can."""
+        if self.unusable or (held_out.any() and not held_out.all()):
+            return self.unusable
+        return "all training tokens or all held-out tokens are outliers of the norm"
+
 
 class _Stop(Exception):  # noqa: N818 (no error: the last hook point has been reached)
     pass

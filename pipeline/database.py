@@ -19,13 +19,15 @@ import core
 from core.files import replacing, writing
 from pipeline.artefacts import Artefacts, timing
 from pipeline.autointerp import needs_sample, score_metrics
+from pipeline.builds import read_facts
 from pipeline.config import Study, hook_name
 from pipeline.measures.comparisons import difference_table, tell_table
 from pipeline.measures.metrics import METRICS, Metric, metrics_table, sae_metrics_table
 from pipeline.progress import Advance, Progress
-from pipeline.sae_stages import SaeRun
+from pipeline.runs import ModelRun, Run, SaeRun, draws
 from pipeline.saes.architectures import seeds_of
-from pipeline.stages import Context, VariantRun, draws
+from pipeline.stages import STAGES, Task
+from pipeline.text.corpus import Corpus
 from pipeline.variants.table import find_variant
 
 SCHEMA = Path(core.__file__).with_name("schema.sql")
@@ -40,6 +42,9 @@ class Part(NamedTuple):
 
 Source: TypeAlias = "pa.Table | Sequence[Part | pa.Table]"
 """A table's rows: in memory, or in Parquet files that are read in the order given."""
+
+Numbers: TypeAlias = Mapping[SaeRun, int]
+"""SAEs that are finished, by their numbers in the study."""
 
 Derived: TypeAlias = Mapping[str, Callable[[duckdb.DuckDBPyConnection], pa.Table]]
 """Tables that follow from the others: called with the database when all those are there."""
@@ -199,18 +204,34 @@ class Finished:
 
     study: Study
     artefacts: Artefacts
-    contexts: list[Context] = field(default_factory=list)
-    variants: list[VariantRun] = field(default_factory=list)
-    saes: list[SaeRun] = field(default_factory=list)
-    losses: list[tuple[list[SaeRun], Path]] = field(default_factory=list)
-    matches: list[tuple[SaeRun, SaeRun, Path]] = field(default_factory=list)
-    stabilities: list[tuple[SaeRun, SaeRun, Path]] = field(default_factory=list)
-    specifications: list[tuple[SaeRun, SaeRun, Path]] = field(default_factory=list)
+    models: list[ModelRun] = field(default_factory=list)
+    """Those that the run has come to."""
+    tasks: list[Task] = field(default_factory=list)
+    """Of these models, in the order of the study."""
+    done: set[Task] = field(default_factory=set)
+    published: int = 0
+    """SAEs that the database has."""
     _not_before: float = 0.0
 
-    def number(self, sae: SaeRun) -> int:
-        """The SAE's number: its place in the study."""
-        return self.saes.index(sae)
+    def begin(self, model: ModelRun, tasks: Sequence[Task]) -> None:
+        """A model's turn has come."""
+        self.models.append(model)
+        self.tasks += tasks
+
+    @property
+    def saes(self) -> dict[SaeRun, int]:
+        """SAEs all of whose own stages are done, and the number of each: its place in the study."""
+        every = [sae for model in self.models for variant in model.variants for sae in variant.saes]
+        wanting = {task.run for task in self.tasks if task.stage.scope == "sae" and task not in self.done}
+        return {sae: number for number, sae in enumerate(every) if sae not in wanting}
+
+    def path(self, stage: str, run: Run) -> Path:
+        """The folder of a stage."""
+        return Task(STAGES[stage], run).path
+
+    def runs(self, stage: str) -> list[Any]:
+        """What a stage is done for, in the order of the study."""
+        return [task.run for task in self.tasks if task.stage.name == stage and task in self.done]
 
     @property
     def planned(self) -> int:
@@ -218,8 +239,8 @@ class Finished:
         study = self.study
         each = sum(draws(study, name) for name in study.variants) * len(study.hooks)
         each *= sum(seeds_of(study, config) for config in study.saes)
-        layers = [len(context.layers) for context in self.contexts]
-        later = [study.layers if model.layers is None else model.layers for model in study.models[len(self.contexts) :]]
+        layers = [len(model.layers) for model in self.models]
+        later = [study.layers if model.layers is None else model.layers for model in study.models[len(self.models) :]]
         return each * (sum(layers) + sum(len(asked) for asked in later if not isinstance(asked, str)))
 
     def due(self) -> bool:
@@ -233,15 +254,18 @@ class Finished:
 
 
 def publish(finished: Finished, progress: Progress, database: Path, *, complete: bool = False) -> None:
-    """Write the database with all that is finished, and tell how far the study is; not all too often."""
-    if not (complete or finished.due()):
+    """Write the database with all that is finished, and tell how far the study is; not all too often, and only when
+    there are more SAEs. Nothing is made for it.
+    """
+    if not complete and not (finished.due() and len(finished.saes) > finished.published):
         return
-    started = time.monotonic()
-    with progress.stage("publish", "writing the database", "statistics") as advance:
+    started, saes, stage = time.monotonic(), finished.saes, STAGES["database"]
+    with progress.stage(stage.name, stage.label, stage.unit) as advance:
         derive = _derived(finished.study, advance) if complete else {}
-        write_study(database, _tables(finished, database.parent, complete), derive)
+        write_study(database, _tables(finished, saes, database.parent, complete), derive)
+    finished.published = len(saes)
     finished.written(started)
-    progress.finished_sae(len(finished.saes), finished.planned, finished.artefacts.made.count("latents"))
+    progress.finished_sae(len(saes), finished.planned, finished.artefacts.made.count("latents"))
 
 
 def _derived(study: Study, advance: Advance) -> Derived:
@@ -253,29 +277,37 @@ def _derived(study: Study, advance: Advance) -> Derived:
     }
 
 
-def _tables(finished: Finished, beside: Path, complete: bool) -> dict[str, Source]:
+def _tables(finished: Finished, saes: Numbers, beside: Path, complete: bool) -> dict[str, Source]:
+    sampled = ["sampled"] if needs_sample(finished.study.autointerp) else []
     return {
         "study": _study(finished, complete),
         "provenance": _pairs(_provenance(finished)),
-        "timings": _timings(finished),
-        "models": pa.Table.from_pylist([context.info.__dict__ for context in finished.contexts]),
+        "timings": _timings(finished, saes),
+        "models": pa.Table.from_pylist([model.info.__dict__ for model in finished.models]),
         "variants": _variants(finished),
         "tensors": [
-            Part(v.tensors() / "tensors.parquet", {"model": v.context.info.model, "variant_seed": v.draw})
-            for v in finished.variants
+            Part(
+                finished.path("variant", variant) / "tensors.parquet",
+                {"model": variant.model.info.model, "variant_seed": variant.draw},
+            )
+            for variant in finished.runs("variant")
         ],
-        **_texts(finished.contexts),
+        **_texts(finished),
         "metrics": metrics_table(metrics_of_study(finished.study)),
-        "saes": pa.Table.from_pylist([_sae(finished, sae, beside) for sae in finished.saes], schema=_SAES),
-        **{name: _parts(finished, SaeRun.latents, name) for name in PARTS},
+        "saes": pa.Table.from_pylist([_sae(finished, sae, saes, beside) for sae in saes], schema=_SAES),
+        **{name: _parts(finished, saes, "latents", name) for name in PARTS},
         "sae_metrics": [
-            *_parts(finished, SaeRun.latents, "sae_metrics"),
-            *_losses(finished),
-            *_stabilities(finished),
+            *_parts(finished, saes, "codes", "sae_metrics"),
+            *_parts(finished, saes, "latents", "sae_metrics"),
+            *_losses(finished, saes),
+            *_stabilities(finished, saes),
         ],
-        **{name: _scored(finished, name) for name in ("explanations", "scores")},
-        "matches": _matches(finished),
-        **{name: _curves(finished, name) for name in ("specifications", "specification_curves")},
+        **{
+            name: [part for stage in ("scores", *sampled) for part in _parts(finished, saes, stage, name)]
+            for name in ("explanations", "scores")
+        },
+        "matches": _matches(finished, saes),
+        **{name: _curves(finished, saes, name) for name in ("specifications", "specification_curves")},
     }
 
 
@@ -284,42 +316,47 @@ def metrics_of_study(study: Study) -> list[Metric]:
     return [*METRICS[:-1], *score_metrics(study.autointerp), METRICS[-1]]
 
 
-def _texts(contexts: list[Context]) -> dict[str, Source]:
+def _texts(finished: Finished) -> dict[str, Source]:
     """The text of each model, as its tokeniser cuts it."""
     tables: dict[str, list[pa.Table]] = {}
-    for context in contexts:
-        words = pa.table({"token": range(len(context.vocabulary)), "text": context.vocabulary})
-        for name, table in {**context.corpus.tables(), "vocabulary": words}.items():
-            model = pa.array([context.info.model] * table.num_rows, pa.string())
-            tables.setdefault(name, []).append(table.append_column("model", model))
+    for model in finished.models:
+        corpus = Corpus.load(finished.path("corpus", model))
+        words = pa.table({"token": range(len(model.vocabulary)), "text": model.vocabulary})
+        for name, table in {**corpus.tables(), "vocabulary": words}.items():
+            column = pa.array([model.info.model] * table.num_rows, pa.string())
+            tables.setdefault(name, []).append(table.append_column("model", column))
     return dict(tables)
 
 
-def _parts(finished: Finished, stage: Callable[[SaeRun], Path], name: str) -> list[Part]:
-    return [Part(stage(sae) / f"{name}.parquet", {"sae": at}) for at, sae in enumerate(finished.saes)]
+def _parts(finished: Finished, saes: Numbers, stage: str, name: str) -> list[Part]:
+    return [Part(finished.path(stage, sae) / f"{name}.parquet", {"sae": number}) for sae, number in saes.items()]
 
 
-def _scored(finished: Finished, name: str) -> list[Part]:
-    sampled = needs_sample(finished.study.autointerp)
-    return _parts(finished, SaeRun.scores, name) + (_parts(finished, SaeRun.sampled_scores, name) if sampled else [])
-
-
-def _losses(finished: Finished) -> list[Part]:
+def _losses(finished: Finished, saes: Numbers) -> list[Part]:
     return [
-        Part(folder / f"{place}.parquet", {"sae": finished.number(sae)})
-        for saes, folder in finished.losses
-        for place, sae in enumerate(saes)
+        Part(finished.path("losses", variant) / f"{place}.parquet", {"sae": saes[sae]})
+        for variant in finished.runs("losses")
+        for place, sae in enumerate(variant.saes)
+        if sae in saes
     ]
 
 
-def _stabilities(finished: Finished) -> list[pa.Table]:
-    """Seed stability of every SAE whose variant is done: its mean over the SAEs that differ in the seed alone."""
-    found: dict[int, list[float]] = {finished.number(sae): [] for group, _ in finished.losses for sae in group}
-    for one, other, folder in finished.stabilities:
+def _pairs_of(finished: Finished, saes: Numbers, stage: str) -> Iterator[tuple[Path, int, int]]:
+    """Pairs of finished SAEs that a stage is done for: the folder, the later one's number and the other's."""
+    for pair in finished.runs(stage):
+        if pair.sae in saes and pair.earlier in saes:
+            yield finished.path(stage, pair), saes[pair.sae], saes[pair.earlier]
+
+
+def _stabilities(finished: Finished, saes: Numbers) -> list[pa.Table]:
+    """Seed stability of every SAE: its mean over the SAEs that differ in the seed alone, once all of them are there."""
+    tasks = [task for task in finished.tasks if task.stage.name == "stability"]
+    waiting = {sae for task in tasks if task not in finished.done for sae in task.run.saes}
+    found: dict[int, list[float]] = {number: [] for sae, number in saes.items() if sae not in waiting}
+    for folder, *pair in _pairs_of(finished, saes, "stability"):
         value = json.loads((folder / "stability.json").read_text(encoding="utf-8"))
-        if value is not None:
-            found[finished.number(one)].append(value)
-            found[finished.number(other)].append(value)
+        for number in found.keys() & set(pair) if value is not None else ():
+            found[number].append(value)
     reason = "there is no other SAE seed to compare with, or one of the SAEs has no alive latent"
     tables = []
     for sae, values in found.items():
@@ -329,19 +366,18 @@ def _stabilities(finished: Finished) -> list[pa.Table]:
     return tables
 
 
-def _matches(finished: Finished) -> list[Part]:
+def _matches(finished: Finished, saes: Numbers) -> list[Part]:
     parts = []
-    for one, other, folder in finished.matches:
-        here, there = finished.number(one), finished.number(other)
+    for folder, here, there in _pairs_of(finished, saes, "matches"):
         parts.append(Part(folder / "forward.parquet", {"sae": here, "other_sae": there}))
         parts.append(Part(folder / "backward.parquet", {"sae": there, "other_sae": here}))
     return parts
 
 
-def _curves(finished: Finished, name: str) -> list[Part]:
+def _curves(finished: Finished, saes: Numbers, name: str) -> list[Part]:
     return [
-        Part(folder / f"{name}.parquet", {"trained_sae": finished.number(one), "random_sae": finished.number(other)})
-        for one, other, folder in finished.specifications
+        Part(folder / f"{name}.parquet", {"trained_sae": trained, "random_sae": random})
+        for folder, random, trained in _pairs_of(finished, saes, "specifications")
     ]
 
 
@@ -357,16 +393,16 @@ def _pairs(values: dict[str, str]) -> pa.Table:
 
 
 def _provenance(finished: Finished) -> dict[str, str]:
-    first = finished.contexts[0]
-    facts = {"precision": first.compute.precision, "device": first.compute.device}
-    for context in finished.contexts:
-        of = f" of {context.info.model}" if len(finished.contexts) > 1 else ""
-        facts[f"SHA-256 of the token ids{of}"] = context.corpus.sha256
-        facts[f"SHA-256 of the trained weights{of}"] = context.base["weights"]
+    first = finished.models[0]
+    facts = {"precision": first.base["precision"], "device": first.base["device"]}
+    for model in finished.models:
+        of = f" of {model.info.model}" if len(finished.models) > 1 else ""
+        facts[f"SHA-256 of the token ids{of}"] = model.base["tokens"]
+        facts[f"SHA-256 of the trained weights{of}"] = model.base["weights"]
     for sae in finished.study.saes:
         facts[f"training of {sae.label}"] = json.dumps(sae.model_dump())
-    if first.tools.client:
-        facts["language model"] = f"{finished.study.autointerp.llm.model}, {first.tools.client.identity}"
+    if first.answers:
+        facts["language model"] = f"{finished.study.autointerp.llm.model}, {first.answers}"
     return facts | {f"version of {name}": version for name, version in first.base["versions"].items()}
 
 
@@ -390,11 +426,12 @@ _SAES = pa.schema(
 )
 
 
-def _sae(finished: Finished, sae: SaeRun, beside: Path) -> dict[str, Any]:
-    context, facts = sae.context, sae.facts()
+def _sae(finished: Finished, sae: SaeRun, saes: Numbers, beside: Path) -> dict[str, Any]:
+    folder = finished.path("sae", sae)
+    facts = read_facts(folder)
     return {
-        "sae": finished.number(sae),
-        "model": context.info.model,
+        "sae": saes[sae],
+        "model": sae.model.info.model,
         "hook": sae.hook,
         "name": sae.config.label,
         "variant_seed": sae.variant.draw,
@@ -405,36 +442,32 @@ def _sae(finished: Finished, sae: SaeRun, beside: Path) -> dict[str, Any]:
         "architecture": sae.config.architecture,
         **{name: facts[name] for name in ("d_in", "d_sae", "k", "training_steps", "training_tokens")},
         "seed": sae.seed,
-        "collected_tokens": round(context.flat.size * (1 - facts["dropped"])),
+        "collected_tokens": read_facts(finished.path("codes", sae))["tokens"],
         "normalisation": facts["normalisation"],
-        "path": str(sae.train().relative_to(beside)),
+        "path": str(folder.relative_to(beside)),
         "sha256": facts["sha256"],
     }
 
 
-def _timings(finished: Finished) -> pa.Table:
-    rows = []
-    for variant in finished.variants:
-        rows.append(_took("variant", variant, None, timing(variant.tensors())))
-        first = next((sae for sae in finished.saes if sae.variant is variant), None)
-        if first:  # whose own folder is deleted when the variant is done
-            rows.append(_took("forward", variant, None, first.facts()["forward"]))
-    for at, sae in enumerate(finished.saes):
-        folders = {"train": sae.train(), "collect": sae.latents(), "score": sae.scores()}
-        if needs_sample(finished.study.autointerp):
-            folders["ask"] = sae.sampled_scores()
-        rows += [_took(stage, sae.variant, at, timing(folder)) for stage, folder in folders.items()]
-    rows += [_took("losses", group[0].variant, None, timing(folder)) for group, folder in finished.losses]
-    for stage, pairs in (("match", finished.matches), ("stability", finished.stabilities)):
-        rows += [_took(stage, one.variant, finished.number(one), timing(folder)) for one, _, folder in pairs]
-    rows += [
-        _took("specifications", other.variant, finished.number(other), timing(folder))
-        for _, other, folder in finished.specifications
-    ]
+def _timings(finished: Finished, saes: Numbers) -> pa.Table:
+    """A row for each artefact that is there, with the number of the SAE, or of the later one of two."""
+    rows = [_took(finished, task, saes) for task in finished.tasks if task in finished.done]
     fields = [("stage", pa.string()), ("model", pa.string()), ("variant", pa.string()), ("sae", pa.int32())]
     fields += [("seconds", pa.float64()), ("tokens", pa.int64()), ("hardware", pa.string())]
-    return pa.Table.from_pylist(rows, schema=pa.schema(fields))
+    return pa.Table.from_pylist([row for row in rows if row], schema=pa.schema(fields))
 
 
-def _took(stage: str, variant: VariantRun, sae: int | None, note: dict[str, Any]) -> dict[str, Any]:
-    return {"stage": stage, "model": variant.context.info.model, "variant": variant.name, "sae": sae, **note}
+def _took(finished: Finished, task: Task, saes: Numbers) -> dict[str, Any] | None:
+    run = task.run
+    row = {"stage": task.stage.name, "model": run.model.info.model, "variant": None, "sae": None}
+    match task.stage.scope:
+        case "variant":
+            row["variant"] = run.name
+        case "sae" | "pair":
+            if run.saes[0] not in saes:
+                return None
+            row |= {"variant": run.saes[0].variant.name, "sae": saes[run.saes[0]]}
+    if task.stage.kept:
+        return row | timing(task.path)
+    first = next((sae for sae in run.saes if sae in saes), None)  # whose codes noted the time of what is deleted by now
+    return row | read_facts(finished.path("codes", first))[task.stage.name] if first else None

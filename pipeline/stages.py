@@ -1,138 +1,262 @@
-"""The stages of models and variants: what a stage depends on is its artefact's key, what it makes is a folder."""
+"""The table `STAGES`: every stage of a study, what it needs, is keyed by and writes; and the tasks that follow."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from pipeline import builds
+from pipeline.autointerp import has_curve, needs_sample
+from pipeline.builds import Work
+from pipeline.runs import ModelRun, Run, SaePair, SaeRun, VariantRun
 
-from pipeline import activations
-from pipeline.artefacts import Artefacts
-from pipeline.autointerp import Tools
-from pipeline.config import ModelConfig, Study
-from pipeline.hardware import Compute
-from pipeline.models.load import LoadedModel, ModelInfo, load_revision, revision_commit
-from pipeline.progress import Progress
-from pipeline.seeds import derive_seed
-from pipeline.text.corpus import Corpus
-from pipeline.variants.make import VariantModel, make_variant, tensor_table
-from pipeline.variants.table import find_variant
+Scope = Literal["study", "model", "variant", "sae", "pair"]
 
 
-@dataclass
-class Context:
-    """What all stages of one model share."""
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A row of `STAGES`."""
 
-    study: Study
-    config: ModelConfig
-    artefacts: Artefacts
-    progress: Progress
-    compute: Compute
-    info: ModelInfo
-    layers: tuple[int, ...]
-    corpus: Corpus
-    vocabulary: list[str]
-    tools: Tools
-    """What samples of latents are explained and scored with."""
-    base: dict[str, Any]
-    """Key of everything that all stages depend on: versions, precision, seed, weights, tokens."""
-    _loaded: LoadedModel | None
+    name: str
+    """Everywhere: of its artefacts' folders, in the progress, the timings, the plan, on the pages."""
+    label: str
+    """What it does, for people."""
+    unit: str
+    """What its progress counts."""
+    scope: Scope
+    """What it is made once for."""
+    needs: tuple[str, ...] = ()
+    """Stages whose folders it reads: those of its run's own model or variant, or of all of its SAEs."""
+    key: Callable[[Any], Any] = lambda _: None
+    """All that decides what it writes, from its run: anything JSON can hold."""
+    build: Callable[[Any, Work], int | None] | None = None
+    """Fills its folder; may give the number of tokens. None: it leaves no artefact."""
+    has: Callable[[Any], bool] = lambda _: True
+    """Whether a run has this stage at all."""
+    kept: bool = True
+    """Whether its artefact stays; if not, it is made where something that needs it is missing, and deleted after."""
+    keep_partial: bool = False
+    """Whether what a killed run left of it is gone on with."""
+    unfinished: str = ""
+    """A file in its folder that tells that the next run should make it again."""
 
-    @cached_property
-    def flat(self) -> NDArray[np.int32]:
-        """The corpus' token ids, flattened."""
-        return np.asarray(self.corpus.tokens.flatten().numpy(), dtype=np.int32)
+
+def _scores_key(sae: SaeRun) -> dict[str, Any]:
+    asked = sae.model.study.autointerp.model_dump(exclude={"llm", "latents", "explainers", "specifications"})
+    return sae.codes_key | {"autointerp": asked}
+
+
+def _sampled_key(sae: SaeRun) -> dict[str, Any]:
+    operation = {"concurrency", "requests_per_minute", "tokens_per_minute", "timeout_seconds", "attempts"}
+    operation |= {"price_in", "price_out", "max_cost"}
+    asked = sae.model.study.autointerp.model_dump(exclude={"llm": operation, "specifications": True})
+    return sae.codes_key | {"autointerp": asked, "answers": sae.model.answers}
+
+
+def _losses_key(variant: VariantRun) -> dict[str, Any]:
+    return {"saes": [sae.key for sae in variant.saes], "tokens": variant.model.study.evaluate_ce_tokens}
+
+
+def _matches_key(pair: SaePair) -> dict[str, Any]:
+    return {"saes": [sae.codes_key for sae in pair], "keep": pair.model.study.collect.matches}
+
+
+def _specifications_key(pair: SaePair) -> dict[str, Any]:
+    study = pair.model.study
+    config = study.autointerp
+    return {
+        "saes": [pair.earlier.codes_key, pair.sae.codes_key],
+        "protocols": [study.curve_windows, study.curve_examples, config.specifications.model_dump()],
+        "scorers": config.scorers,
+        "shared": [config.min_contexts, config.mark_threshold, study.collect.quantiles, study.collect.window],
+    }
+
+
+def _is_matched(pair: SaePair) -> bool:
+    return pair.are_counterparts if pair.model.study.collect.match == "all" else pair.is_of_trained
+
+
+_ROWS = (
+    Stage("model", "loading the model", "models", "model"),
+    Stage(
+        "corpus",
+        "tokenising the corpus",
+        "tokens",
+        "model",
+        key=lambda model: model.corpus_key,
+        build=builds.write_corpus,
+    ),
+    Stage(
+        "variant",
+        "making the variant",
+        "tensors",
+        "variant",
+        key=lambda variant: variant.key,
+        build=builds.write_variant,
+    ),
+    Stage(
+        "activations",
+        "running the model",
+        "tokens",
+        "variant",
+        needs=("corpus", "variant"),
+        key=lambda variant: variant.activations_key,
+        build=builds.write_activations,
+        kept=False,
+        keep_partial=True,
+    ),
+    Stage(
+        "sae",
+        "training the SAE",
+        "tokens",
+        "sae",
+        needs=("activations",),
+        key=lambda sae: sae.key,
+        build=builds.write_sae,
+    ),
+    Stage(
+        "codes",
+        "encoding the corpus",
+        "tokens",
+        "sae",
+        needs=("activations", "sae"),
+        key=lambda sae: sae.codes_key,
+        build=builds.write_codes,
+    ),
+    Stage(
+        "latents",
+        "statistics, contexts, logit effects",
+        "latents",
+        "sae",
+        needs=("sae", "codes"),
+        key=lambda sae: sae.codes_key,
+        build=builds.write_latents,
+    ),
+    Stage(
+        "scores",
+        "explaining and scoring",
+        "latents",
+        "sae",
+        needs=("codes",),
+        key=_scores_key,
+        build=builds.write_scores,
+    ),
+    Stage(
+        "sampled",
+        "explaining and scoring a sample",
+        "prompts",
+        "sae",
+        needs=("codes", "scores"),
+        key=_sampled_key,
+        build=builds.write_sampled,
+        has=lambda sae: needs_sample(sae.model.study.autointerp),
+        unfinished=builds.UNANSWERED,
+    ),
+    Stage(
+        "losses",
+        "losses through the SAEs",
+        "passes",
+        "variant",
+        needs=("sae", "codes"),
+        key=_losses_key,
+        build=builds.write_losses,
+    ),
+    Stage(
+        "matches",
+        "matching latents",
+        "latents",
+        "pair",
+        needs=("codes",),
+        key=_matches_key,
+        build=builds.write_matches,
+        has=_is_matched,
+    ),
+    Stage(
+        "specifications",
+        "scores under every protocol",
+        "latents",
+        "pair",
+        needs=("codes",),
+        key=_specifications_key,
+        build=builds.write_specifications,
+        has=lambda pair: pair.is_of_trained and has_curve(pair.model.study.autointerp),
+    ),
+    Stage(
+        "stability",
+        "matching two seeds",
+        "latents",
+        "pair",
+        needs=("sae", "codes"),
+        key=lambda pair: [pair.earlier.codes_key, pair.sae.codes_key],
+        build=builds.write_stability,
+        has=lambda pair: pair.differ_in_seed_only,
+    ),
+    Stage("database", "writing the database", "statistics", "study"),
+)
+
+STAGES: dict[str, Stage] = {row.name: row for row in _ROWS}
+"""All stages by their names, each after those that it needs. A new one is a function in `builds` and a row."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage of one run: what an executor makes."""
+
+    stage: Stage
+    run: Any
+    """A `Run` of the stage's scope."""
 
     @property
-    def loaded(self) -> LoadedModel:
-        """The trained model, until it is forgotten."""
-        assert self._loaded is not None
-        return self._loaded
-
-    def forget(self) -> None:
-        """Free the model's memory, when nothing of it is left to run."""
-        self._loaded = None
-
-
-def named(*parts: object, **indices: object) -> tuple[object, ...]:
-    """The name of a generator. An index that is 0, as all were before there were several, adds nothing to it."""
-    return (*parts, *(f"{name} {index}" for name, index in indices.items() if index not in (0, "resid_post")))
-
-
-def draws(study: Study, variant: str) -> int:
-    """How often the study draws a variant: one without randomness is there once."""
-    return study.variant_seeds if find_variant(variant).random else 1
-
-
-class VariantRun:
-    """The stages of one draw of a variant. The model is made and run only if an artefact that needs it is missing."""
-
-    def __init__(self, context: Context, name: str, draw: int = 0) -> None:
-        self.context = context
-        self.variant = find_variant(name)
-        self.name = name
-        self.draw = draw
-        several = f" {draw + 1}" if draws(context.study, name) > 1 else ""
-        self.label = self.variant.label.lower() + several
-        seed = context.study.seed
-        self.seed = derive_seed(seed, *named("variant", name, draw=draw))
-        self._weights_seed = derive_seed(seed, "draw", draw) if draw else seed
-        self._base = context.base | {"variant": name, "draw": draw, "norms": context.study.norms}
-        if self.variant.revision and (commit := revision_commit(context.config, self.variant.revision)):
-            self._base["commit"] = commit
-
-    @cached_property
-    def model(self) -> VariantModel:
-        """The variant's own model, until it is forgotten."""
-        context = self.context
-        return make_variant(
-            context.loaded,
-            self.name,
-            self._weights_seed,
-            context.study.norms,
-            load=lambda revision: load_revision(context.config, revision),
-        )
-
-    def tensors(self) -> Path:
-        """Table `tensors`: the hash of every tensor that is run."""
-
-        def build(folder: Path) -> None:
-            with self.context.progress.stage("variant", f"{self.label} · making the variant", "tensors"):
-                pq.write_table(tensor_table(self.name, self.model.records), folder / "tensors.parquet")
-
-        return self.context.artefacts.make("variant", self._base, build)
+    def key(self) -> Any:
+        """All that decides what it becomes."""
+        return self.stage.key(self.run)
 
     @property
-    def forward_key(self) -> dict[str, Any]:
-        """What the activations depend on."""
-        study = self.context.study
-        asked = {"layers": self.context.layers, "hooks": study.hooks, "drop_positions": study.corpus.drop_positions}
-        return self._base | asked
+    def path(self) -> Path:
+        """Where its artefact is, or will be."""
+        path: Path = self.run.model.artefacts.path(self.stage.name, self.key)
+        return path
 
-    def forward(self) -> Path:
-        """Activations of all hook points, from one pass over the corpus."""
-        study, context = self.context.study, self.context
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.run.label} · {self.stage.label}"
 
-        def build(folder: Path) -> int:
-            with context.progress.stage("forward", f"{self.label} · running the model") as advance:
-                return activations.run_variant(
-                    self.model,
-                    context.corpus.tokens,
-                    study.hooks,
-                    context.layers,
-                    study.corpus.drop_positions,
-                    self.seed,
-                    context.compute,
-                    folder,
-                    advance,
-                )
+    @property
+    def needs(self) -> list["Task"]:
+        """What has to be there before."""
+        stages = [STAGES[name] for name in self.stage.needs]
+        return [Task(stage, run) for stage in stages for run in _around(self.run, stage.scope)]
 
-        return context.artefacts.make("activations", self.forward_key, build, keep_partial=True)
 
-    def forget(self) -> None:
-        """Free the memory of the model, and the disk space of the one artefact that is large and of no further use."""
-        self.__dict__.pop("model", None)
-        self.context.artefacts.remove("activations", self.forward_key)
+def _around(run: Any, scope: Scope) -> Iterable[Run]:
+    """The runs of a scope that a run belongs to, or that belong to it."""
+    match scope:
+        case "model":
+            return [run.model]
+        case "variant":
+            return [run.variant]
+        case _:
+            return [*run.saes]
+
+
+def _below(variant: VariantRun, scope: Scope) -> Iterable[Run]:
+    match scope:
+        case "variant":
+            return [variant]
+        case "sae":
+            return variant.saes
+        case _:
+            return variant.pairs()
+
+
+def tasks_of(model: ModelRun) -> list[Task]:
+    """All that is to be made of a model, variant by variant and SAE by SAE, everything after what it needs."""
+    tasks = [Task(STAGES["corpus"], model)]
+    below = [stage for stage in STAGES.values() if stage.scope not in ("study", "model")]
+    for variant in model.variants:
+        for scope, group in groupby(below, lambda stage: stage.scope):
+            stages = list(group)
+            tasks += [Task(stage, run) for run in _below(variant, scope) for stage in stages if stage.has(run)]
+    return tasks

@@ -82,7 +82,7 @@ def test_an_error_that_is_not_the_users_is_told_with_where_its_traceback_is(
 
     runs = tmp_path / "runs"
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.study.build_corpus", broken)
+        patch.setattr("pipeline.builds.build_corpus", broken)
         capsys.readouterr()
         assert main(["run", str(study), "--runs", str(runs)]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
@@ -116,9 +116,9 @@ def test_a_missing_package_is_named(
 def test_a_second_run_of_the_same_study_is_refused(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.study import _alone
+    from pipeline.session import alone
 
-    with _alone(tmp_path / "runs" / "toy"):
+    with alone(tmp_path / "runs" / "toy"):
         assert "being run by another process" in refused(capsys, "run", str(study), "--runs", str(tmp_path / "runs"))
 
 

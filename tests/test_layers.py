@@ -23,10 +23,13 @@ PIPELINE = [
     {"latents"},
     {"measures"},
     {"autointerp"},
+    {"runs"},
+    {"builds"},
     {"stages"},
-    {"sae_stages"},
+    {"executors"},
     {"database"},
     {"checks"},
+    {"prepare", "session"},
     {"study", "plan"},
 ]
 """Modules and folders of `pipeline` from the first to the last; each imports from earlier lines or its own."""

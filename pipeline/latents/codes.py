@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from sae_lens.saes.gated_sae import GatedSAE
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE
 from sae_lens.saes.topk_sae import TopK
@@ -67,9 +68,23 @@ def encode(
     return sparse.csr_array((np.concatenate(data), np.concatenate(columns), indptr), shape=shape)
 
 
-def none(corpus_tokens: int, d_sae: int) -> sparse.csr_array:
-    """The activations of an SAE whose latents are all silent."""
-    return sparse.csr_array((corpus_tokens, d_sae), dtype=np.float32)
+def encode_or_not(
+    sae: Any, activations: Activations, flaw: str, corpus_tokens: int, compute: Compute, advance: Advance
+) -> tuple[sparse.csr_array, str]:
+    """The same and ''; or codes of which none is active, and why: the activations' `flaw`, or the SAE has diverged."""
+    what = "weights"
+    if not flaw and all(weights.isfinite().all() for weights in sae.parameters()):
+        found = encode(sae, activations, corpus_tokens, compute, advance)
+        if np.isfinite(found.data).all():
+            return found, ""
+        what = "activations"
+    silent = sparse.csr_array((corpus_tokens, sae.cfg.d_sae), dtype=np.float32)
+    return silent, flaw or f"the SAE has diverged in training: its {what} are no finite numbers"
+
+
+def firing(codes: sparse.csr_array) -> Int[NDArray[np.int64], " d_sae"]:
+    """On how many tokens each latent is active."""
+    return np.bincount(codes.indices, minlength=codes.shape[1])
 
 
 def _check_sparse(nonzero: int, tokens: int, all_tokens: int) -> None:

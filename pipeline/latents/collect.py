@@ -14,7 +14,7 @@ from scipy import sparse
 
 from pipeline.config import CollectConfig
 from pipeline.progress import Advance
-from pipeline.seeds import numpy_generator
+from pipeline.seeds import derive_seed, numpy_generator
 
 LATENTS_IN_PART = 512
 
@@ -67,6 +67,36 @@ class Windows:
     def count(self) -> Ints:
         """Contexts in which each latent fires, [d_sae]."""
         return np.diff(self.start)
+
+
+def describe(
+    codes: sparse.csr_array,
+    corpus: NDArray[np.int32],
+    kept_tokens: int,
+    decoder_norm: Floats,
+    largest_cosine: Floats,
+    config: CollectConfig,
+    sequence_length: int,
+    seed: int,
+    advance: Advance,
+) -> dict[str, pa.Table]:
+    """The tables `latents` (without scores), `contexts` and `histograms` of an SAE from its codes [token, latent].
+
+    `corpus` is the flattened token ids, of which the SAE saw so many; norm and cosine of the decoder rows are [d_sae].
+    """
+
+    def work(fired: Firings, first: int) -> dict[str, pa.Table]:
+        own, part_seed = slice(first, first + len(fired.count)), derive_seed(seed, first)
+        where = windows(fired, corpus.size, config.window)
+        statistics = latent_table(fired, corpus, kept_tokens, decoder_norm[own], config, part_seed)
+        tables = {
+            "latents": statistics | {"largest_cosine": nullable(largest_cosine[own])},
+            "contexts": contexts(fired, where, config, sequence_length, part_seed),
+            "histograms": histograms(fired, config.histogram_bins),
+        }
+        return {name: pa.table(columns) for name, columns in tables.items()}
+
+    return by_parts(firings(codes), work, advance)
 
 
 def firings(codes: sparse.csr_array) -> Firings:

@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
+import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from pipeline.config import Hook
 from pipeline.hardware import Compute
-from pipeline.measures.metrics import NOT_FINITE, Losses, ce_loss_recovered, kl_recovered
+from pipeline.measures.metrics import NOT_FINITE, Losses, ce_loss_recovered, kl_recovered, sae_metrics_table
 from pipeline.models.hooks import hook_module, value_of, with_value
 from pipeline.progress import Advance
 from pipeline.seeds import derive_seed, torch_generator
@@ -137,6 +138,12 @@ def loss_metrics(losses: Losses, vocab_size: int, sees_noise: bool) -> tuple[dic
         recovered["ce_loss_recovered"] = (None, reason)
     values |= {name: value for name, (value, _) in recovered.items() if value is not None}
     return values, {name: reason for name, (value, reason) in recovered.items() if value is None}
+
+
+def losses_table(losses: Losses, vocab_size: int, sees_noise: bool, failure: str) -> pa.Table:
+    """Rows of `sae_metrics` for one SAE; `failure` says why it is none, '' for a good one."""
+    values, lacking = loss_metrics(losses, vocab_size, sees_noise)
+    return sae_metrics_table(values, lacking | dict.fromkeys(OF_SAES if failure else (), failure))
 
 
 @contextmanager

@@ -75,7 +75,7 @@ OF_MODELS = ("token_identity_r2", "token_identity_floor")
 
 OF_SAES = (
     "explained_variance", "fvu", "cosine_similarity", "l0", "l1", "l1_raw", "relative_reconstruction_bias",
-    "redundancy", "dead", "alive", "dense_1", "dense_10",
+    "dead", "alive", "dense_1", "dense_10",
 )  # fmt: skip
 """Metrics of an SAE that its activations on the corpus give."""
 

@@ -85,7 +85,7 @@ def _stages(works: Sequence[Work], machine: Machine) -> Iterator[tuple[str, Amou
     for stage in STAGES:
         amount = sum((stage.amount(work) for work in works), Amount())
         seconds = amount.flops / (machine.speed * stage.efficiency) + amount.core_seconds / machine.cores
-        yield stage.name, amount, seconds + amount.serial_seconds + amount.bytes_moved / BYTES_A_SECOND
+        yield stage.label, amount, seconds + amount.serial_seconds + amount.bytes_moved / BYTES_A_SECOND
 
 
 def _largest(works: Sequence[Work]) -> Iterator[tuple[str, float, bool]]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline import stages
 from pipeline.activations import PIECE_TOKENS
 from pipeline.autointerp import prompts
 from pipeline.autointerp.endpoint import CHARACTERS_PER_TOKEN, Budget
@@ -345,25 +346,33 @@ class Stage(NamedTuple):
     """A row of `STAGES`."""
 
     name: str
+    """That of the pipeline's table."""
     amount: Callable[[Work], Amount]
     efficiency: float = 1.0
     """Share of the speed of large matrix products that the stage reached in the demo, all its other work included."""
+    part: str = ""
+    """What it is of the stage, where that has two rows."""
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return self.part or stages.STAGES[self.name].label
 
 
 STAGES = (
-    Stage("tokenising the corpus", _corpus),
-    Stage("making the variants", _variants),
-    Stage("running the model", _forward, 0.72),
-    Stage("running the model to train on", _stream, 0.72),
-    Stage("training the SAEs", _train, 0.36),
-    Stage("encoding the corpus", _encode, 0.40),
-    Stage("statistics, contexts, logit effects", _tables, 0.72),
-    Stage("losses through the SAEs", _losses, 0.72),
-    Stage("explaining and scoring", _score),
-    Stage("matching latents", _match),
-    Stage("scores under every protocol", _curves),
-    Stage("which numbers can tell", _tell),
-    Stage("writing the database", _write),
+    Stage("corpus", _corpus),
+    Stage("variant", _variants),
+    Stage("activations", _forward, 0.72),
+    Stage("sae", _stream, 0.72, "running the model to train on"),
+    Stage("sae", _train, 0.36),
+    Stage("codes", _encode, 0.40),
+    Stage("latents", _tables, 0.72),
+    Stage("losses", _losses, 0.72),
+    Stage("scores", _score),
+    Stage("matches", _match),
+    Stage("specifications", _curves),
+    Stage("database", _tell, part="which numbers can tell"),
+    Stage("database", _write),
 )
 """The stages of a study in their order. A new one is a function from work to amount and a row."""
 

@@ -10,7 +10,7 @@ SAMPLE: set[tuple[str, Way]] = {
     ("toy-gguf-1.2/model.safetensors", flip),
     ("corpus/corpus.safetensors", flip),
     ("sae/sae_weights.safetensors", flip),
-    ("latents/codes.safetensors", truncate),
+    ("codes/codes.safetensors", truncate),
     ("scores/scores.parquet", delete),
     ("sampled/manifest.txt", truncate),
     ("answers/answers.jsonl", flip),
@@ -35,7 +35,18 @@ def test_a_study_whose_files_are_damaged_ends_with_the_same_content_and_says_so(
 
 def test_the_trials_try_every_stage_in_every_way(made: Trials) -> None:
     stages = {kind_of(path).partition("/")[0] for path, _ in made.all()}
-    known = {"corpus", "variant", "activations", "sae", "latents", "scores", "sampled", "specifications", "losses"}
+    known = {
+        "corpus",
+        "variant",
+        "activations",
+        "sae",
+        "codes",
+        "latents",
+        "scores",
+        "sampled",
+        "specifications",
+        "losses",
+    }
     known |= {"matches", "stability"}
     assert known | {"activations.partial", "answers", "toy", "toy-gguf-1.2"} <= stages
     assert len(made.all()) == len({kind_of(path) for path, _ in made.all()}) * len(WAYS)

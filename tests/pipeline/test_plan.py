@@ -70,9 +70,9 @@ def test_the_model_runs_up_to_the_highest_layer_for_every_variant() -> None:
 
 def test_training_is_a_dense_encoder_and_sparse_products_of_k_latents() -> None:
     each = 3 * 7425 * (2 * 100 * 800 + 8 * 100 * 10)
-    assert flops(forecast())["training the SAEs"] == pytest.approx(6 * each)
+    assert flops(forecast())["training the SAE"] == pytest.approx(6 * each)
     dense = {"architecture": "standard", "expansion": 8, "epochs": 3}
-    assert flops(forecast(sae=dense))["training the SAEs"] == pytest.approx(6 * 3 * 7425 * 12 * 100 * 800)
+    assert flops(forecast(sae=dense))["training the SAE"] == pytest.approx(6 * 3 * 7425 * 12 * 100 * 800)
 
 
 def test_training_tokens_of_their_own_are_run_to_the_layer_of_every_sae() -> None:
@@ -80,7 +80,7 @@ def test_training_tokens_of_their_own_are_run_to_the_layer_of_every_sae() -> Non
     each = 3 * (2 + 5) * 50_000 * 2 * 1_200_000 / 10  # three epochs, up to layers 1 and 4
     assert flops(made)["running the model to train on"] == pytest.approx(3 * 2 * each)
     assert flops(forecast())["running the model to train on"] == 0
-    assert flops(made)["training the SAEs"] == pytest.approx(2 * 49_500 / 7425 * flops(forecast())["training the SAEs"])
+    assert flops(made)["training the SAE"] == pytest.approx(2 * 49_500 / 7425 * flops(forecast())["training the SAE"])
     assert made.disk[-1].size - forecast(sae_seeds=2).disk[-1].size == 50_000 * 4
     ready = forecast(corpus={"training_tokens": 50_000}, sae={"architecture": "pca", "k": 10})
     assert flops(ready)["running the model to train on"] == 0
@@ -145,15 +145,15 @@ def test_torch_counts_the_same_products_in_training(architecture: str) -> None:
     ("changes", "stage", "factor"),
     [
         ({"corpus": {"tokens": 20_050}}, "running the model", 2),
-        ({"corpus": {"tokens": 20_050}}, "training the SAEs", 2),
+        ({"corpus": {"tokens": 20_050}}, "training the SAE", 2),
         ({"variants": ["trained", "permuted"]}, "running the model", 2 / 3),
-        ({"sae_seeds": 2}, "training the SAEs", 2),
+        ({"sae_seeds": 2}, "training the SAE", 2),
         ({"sae_seeds": 2}, "running the model", 1),
         ({"variant_seeds": 2}, "running the model", 5 / 3),  # the trained model is not drawn
-        ({"hooks": ["resid_post", "mlp_out"]}, "training the SAEs", 2),
-        ({"layers": [4]}, "training the SAEs", 1 / 2),
+        ({"hooks": ["resid_post", "mlp_out"]}, "training the SAE", 2),
+        ({"layers": [4]}, "training the SAE", 1 / 2),
         ({"layers": [9]}, "running the model", 2),
-        ({"sae": {"expansion": 8, "k": 10, "epochs": 6}}, "training the SAEs", 2),
+        ({"sae": {"expansion": 8, "k": 10, "epochs": 6}}, "training the SAE", 2),
         ({"sae": {"expansion": 8, "k": 10, "epochs": 6}}, "encoding the corpus", 1),
         ({"models": ["folder:a", "folder:b"]}, "encoding the corpus", 2),
         ({"evaluate_ce_tokens": 2048}, "losses through the SAEs", 2),

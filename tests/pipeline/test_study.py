@@ -124,10 +124,10 @@ def test_running_it_again_makes_nothing(finished: Path, study_file: Path) -> Non
 
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
-    "forward": lambda folder: any(folder.glob("activations-*.partial/*.safetensors")),
-    "train": lambda folder: any(folder.glob("sae-*.partial")),
-    "collect": lambda folder: any(folder.glob("latents-*.partial/codes.safetensors")),
-    "publish": lambda folder: any(folder.parent.glob("*.duckdb.partial")),
+    "activations": lambda folder: any(folder.glob("activations-*.partial/*.safetensors")),
+    "sae": lambda folder: any(folder.glob("sae-*.partial")),
+    "codes": lambda folder: any(folder.glob("codes-*.partial/codes.safetensors")),
+    "database": lambda folder: any(folder.parent.glob("*.duckdb.partial")),
     "second variant": lambda folder: len(list(folder.glob("scores-*"))) > 2,
 }
 
