@@ -24,11 +24,11 @@ def test_a_stage_tells_how_far_it_is_at_which_rate_and_how_long_it_takes(
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     terminal = io.StringIO()
     told = Progress(path, "demo", "A title", planned_saes=9, terminal=terminal)
-    with told.stage("train", "layer 1 · training") as advance:
+    with told.stage("sae", "layer 1 · training") as advance:
         clock[0] += 10
         advance(200, 1_000)
         state = json.loads(path.read_text())
-        assert (state["state"], state["stage"], state["label"]) == ("running", "train", "layer 1 · training")
+        assert (state["state"], state["stage"], state["label"]) == ("running", "sae", "layer 1 · training")
         assert (state["done"], state["total"], state["unit"]) == (200, 1_000, "tokens")
         assert (state["rate"], state["stage_seconds_left"]) == (20, 40)
         assert (state["seconds_elapsed"], state["pid"], state["planned_saes"]) == (10, os.getpid(), 9)
@@ -76,7 +76,7 @@ def test_on_a_full_disk_it_goes_on_in_the_terminal_and_the_old_files_own_room_do
 ) -> None:
     terminal = io.StringIO()
     told = Progress(path, "demo", "", planned_saes=1, terminal=terminal)
-    with told.stage("train", "a label that makes the state longer than it is when it has failed " * 3):
+    with told.stage("sae", "a label that makes the state longer than it is when it has failed " * 3):
         monkeypatch.setattr(Path, "replace", refuse)
     assert "a label that" in terminal.getvalue()
     told.failed("Short.")
@@ -91,7 +91,7 @@ def test_a_run_without_file_and_terminal_goes_on(path: Path, monkeypatch: pytest
     monkeypatch.setattr(terminal, "write", refuse)
     monkeypatch.setattr(Path, "mkdir", refuse)
     told = Progress(path, "demo", "", planned_saes=1, terminal=terminal)
-    with told.stage("train", "training") as advance:
+    with told.stage("sae", "training") as advance:
         advance(1, 2)
     told.note("Something.")
     told.failed("Full.")

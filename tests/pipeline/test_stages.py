@@ -38,7 +38,7 @@ ASKED: dict[str, Any] = {
     "name": "toy",
     "variants": ["trained", "control", "permuted"],
     "variant_seeds": 2,
-    "sae_seeds": 2,
+    "sae_seeds": 3,
     "layers": [0, 2],
     "hooks": ["resid_post", "mlp_out"],
     "saes": [{"k": 4}, {"architecture": "pca", "k": 4}],
@@ -69,11 +69,11 @@ def test_tasks_come_once_each_after_what_it_needs_and_share_no_folder(tmp_path: 
 def test_pairs_are_counterparts_and_seeds(match: str, matched: int, tmp_path: Path) -> None:
     """Five variants: the trained one, and two others that are drawn twice and matched within a draw."""
     tasks = all_tasks(tmp_path, collect={"match": match})
-    places = 2 * 2 * (2 + 1)  # layers, hooks, SAEs with their seeds
+    places = 2 * 2 * (3 + 1)  # layers, hooks, SAEs with their seeds
     of = {name: [task.run for task in tasks if task.stage.name == name] for name in STAGES}
     assert len(of["matches"]) == matched * places
     assert len(of["specifications"]) == 4 * places
-    assert len(of["stability"]) == 5 * 2 * 2
+    assert len(of["stability"]) == 5 * 2 * 2 * 3
     assert all(pair.earlier.variant.name == "trained" for pair in of["specifications"])
     assert all(pair.sae.seed != pair.earlier.seed for pair in of["stability"])
 
@@ -111,6 +111,10 @@ class Backwards:
             for column in columns:
                 found = query(self.database, f"SELECT DISTINCT {column} FROM {table} WHERE {column} IS NOT NULL")
                 assert {row[0] for row in found} <= numbers
+        twins = {task.run: task.run.saes for task in tasks if task.stage.name == "stability"}
+        waiting = {sae for task in tasks if task.run in twins and task not in self.order for sae in twins[task.run]}
+        known = query(self.database, "SELECT sae FROM sae_metrics WHERE metric = 'seed_stability'")
+        assert waiting.isdisjoint({every[number] for (number,) in known})
 
 
 @pytest.fixture
