@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     paths: Annotated[tuple[Path, ...], NoDecode] = (Path("runs"),)
     """Study files (`X.duckdb`) and folders of them; in the environment, separated as in PATH."""
     labels: Path | None = None
-    """The file that blind labels are kept in; by default `labels/labels.duckdb` in the first folder of studies."""
+    """The file that blind labels are kept in; by default `labels/labels.sqlite` in the first folder of studies."""
     organiser_key: str = ""
     """What must be given to set up a blind experiment; empty lets everybody who can open the dashboard."""
     host: str = "127.0.0.1"

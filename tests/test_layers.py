@@ -88,7 +88,8 @@ def test_sql_is_written_in_one_place_and_read_in_one() -> None:
         "pipeline/database.py",
         "app/study/queries.py",
         "app/study/files.py",
-        "app/blind/tables.py",
+        "app/blind/labelfile.py",
+        "app/blind/old_labels.py",
         "app/blind/export.py",
     }
     for path in [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "app").rglob("*.py")]:

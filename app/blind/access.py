@@ -8,9 +8,10 @@ from pathlib import Path
 
 from fastapi import Request, Response
 
-from app.blind.design import Design
+from app.blind.design import Design, Experiment
 from app.blind.evidence import identity, prepare
-from app.blind.records import Experiment, Session
+from app.blind.labelfile import is_there
+from app.blind.sessions import Session
 from app.blind.store import LabelStore
 from app.errors import PageError, Way
 from app.study.study import Study
@@ -43,7 +44,7 @@ class Labels:
     @property
     def begun(self) -> bool:
         """Whether there is a file of labels."""
-        return self._store is not None or self.path.exists()
+        return self._store is not None or is_there(self.path)
 
     def close(self) -> None:
         """Let go of the file, if it was opened."""
@@ -54,12 +55,16 @@ class Labels:
 
 
 def labels_path(given: Path | None, paths: Iterable[Path]) -> Path:
-    """Where labels are kept: as given, or in `labels/` in the first folder of studies, or beside the first file."""
+    """Where labels are kept: as given, or in `labels/` in the first folder of studies, or beside the first file.
+
+    A DuckDB file that is given, as labels were kept in before, is copied to what is named like it.
+    """
     if given is not None:
-        return given.absolute()
+        given = given.absolute()
+        return given.with_suffix(".sqlite") if given.suffix == ".duckdb" else given
     first = next(iter(paths), Path("runs")).absolute()
     folder = first.parent if first.suffix == ".duckdb" else first
-    return folder / "labels" / "labels.duckdb"
+    return folder / "labels" / "labels.sqlite"
 
 
 def store_of(request: Request) -> LabelStore:

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.blind.access import check_key, make_experiment, program, program_client, store_of
 from app.blind.design import PRACTICE, QUESTIONS, RUBRIC, DesignError, read_design, standard
 from app.blind.evidence import Evidence
-from app.blind.records import Ack, Session, Undoable
 from app.blind.results import own_result
+from app.blind.sessions import Ack, Session, Undoable
 from app.errors import PageError, bad_request
 from app.pages.address import Seconds
 from app.study.study import Studies

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -127,6 +128,20 @@ class Design(BaseModel):
     def practice_pairs(self) -> int:
         """Matched pairs that practice uses up; the same ones for all raters."""
         return self.practice if self.form == "pair" else math.ceil(self.practice / 2)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A design as it is kept; `study` is `app.blind.evidence.identity` of the study when the experiment was made."""
+
+    experiment: str
+    title: str
+    design: Design
+    study: Mapping[str, Any]
+    invite: str
+    created_at: datetime
+    frozen_at: datetime | None
+    closed_at: datetime | None
 
 
 def _share(share: float, trials: int) -> int:

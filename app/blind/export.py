@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 import duckdb
 
-from app.blind.design import right
-from app.blind.records import Experiment, Item, Logged
+from app.blind.design import Experiment, right
+from app.blind.store import Item, Logged
 
 Row: TypeAlias = dict[str, Any]
 

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from app.blind.analysis import FOLDS
-from app.blind.design import FEWEST_GOLD, QUESTIONS, Design
+from app.blind.design import FEWEST_GOLD, QUESTIONS, Design, Experiment
 from app.blind.outcomes import MetricOutcome, Overall, RaterOutcome, Results
-from app.blind.records import Experiment
 from app.blind.sampling import BLOCKS, CALIPER, REPEAT_DISTANCE
 from app.display.contexts import visible
 from core.stats import Estimate, Interval

@@ -17,6 +17,7 @@ from app.blind.design import (
     QUICK_TRIALS,
     Design,
     DesignError,
+    Experiment,
     Question,
     Values,
     gold_note,
@@ -26,7 +27,6 @@ from app.blind.design import (
 from app.blind.export import label_rows, write_csv, write_parquet
 from app.blind.method import method_paragraph
 from app.blind.outcomes import Answers, Overall
-from app.blind.records import Experiment
 from app.blind.results import Results, results
 from app.display.charts import Figure, figure, title
 from app.errors import PageError

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from app.blind.design import Form, Truth
-from app.blind.records import Rater
+from app.blind.sessions import Rater
 from core.resampling import Agreement
 from core.stats import Equivalence, Estimate, Interval
 

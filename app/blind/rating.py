@@ -7,9 +7,9 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.blind.access import cookie_session, rater, set_cookie, store_of
-from app.blind.design import BREAK_AFTER, PRACTICE, QUESTIONS, REASONS, RUBRIC, TRUTHS, right
-from app.blind.records import Current, Experiment, Session, StaleError, Undoable
+from app.blind.design import BREAK_AFTER, PRACTICE, QUESTIONS, REASONS, RUBRIC, TRUTHS, Experiment, right
 from app.blind.results import own_result
+from app.blind.sessions import Current, Session, StaleError, Undoable
 from app.blind.store import LabelStore
 from app.pages.address import Seconds
 from app.pages.render import page

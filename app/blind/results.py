@@ -8,7 +8,9 @@ import numpy as np
 
 from app.blind.analysis import (
     Vote,
+    first_told,
     gold_of,
+    knowing,
     logistic_outcome,
     metric_outcomes,
     overall_of,
@@ -19,8 +21,7 @@ from app.blind.analysis import (
     vote_of,
     votes_of,
 )
-from app.blind.design import PRACTICE, Form
-from app.blind.memory import first_told, knowing
+from app.blind.design import PRACTICE, Experiment, Form
 from app.blind.outcomes import (
     Breakdown,
     LatentLink,
@@ -35,8 +36,8 @@ from app.blind.outcomes import (
     Tally,
     Who,
 )
-from app.blind.records import Experiment, Item, Session, Standing
-from app.blind.store import LabelStore
+from app.blind.sessions import Session
+from app.blind.store import Item, LabelStore, Standing
 from core.resampling import Agreement, Level, krippendorff_alpha
 from core.stats import binomial_test
 

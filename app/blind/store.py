@@ -2,51 +2,125 @@
 
 import hashlib
 import json
+import math
 import secrets
-import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from app.blind import names, tables
-from app.blind.answers import Answer, write_answer, write_undo
-from app.blind.design import Design, Practice
+from app.blind import labelfile
+from app.blind.design import Design, Experiment, Form, Kind, Practice, Truth
 from app.blind.evidence import Evidence, Prepared
-from app.blind.file import LabelFile
-from app.blind.find import find_experiment, find_live, find_session, find_trial, session_of
-from app.blind.once import look, to_end
-from app.blind.records import (
+from app.blind.labelfile import Connection, LabelFile, Row
+from app.blind.sampling import draw_session
+from app.blind.sessions import (
     Ack,
+    Answer,
     Current,
-    Experiment,
-    Item,
-    Logged,
+    Event,
     Outlook,
-    Progress,
     Rater,
     Session,
-    Shown,
-    Standing,
     Undoable,
+    find_session,
+    find_state,
+    free_pseudonym,
+    look,
+    no_trial,
+    write_answer,
+    write_undo,
 )
-from app.blind.rows import item_of, item_rows, pair_rows, trial_rows
-from app.blind.sampling import draw_session
-from app.blind.state import Live
 from app.errors import PageError
 
-MOST_LIVE = 1000
-"""Sessions that are kept in memory, at most."""
+
+@dataclass(frozen=True)
+class Item:
+    """A latent of an experiment, without what is seen of it."""
+
+    item: int
+    pair: int
+    sae: int
+    variant: str
+    layer: int
+    latent: int
+    density: float
+    statistics: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a rater sees at a trial; `right` is None in the form 'single'."""
+
+    trial: str
+    practice: bool
+    left: Evidence
+    right: Evidence | None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A trial with its standing answer: `event` is None when there is none yet, or none any more.
+
+    `left` and `right` are items; `variant` is the random variant of the pair; `density` is the share of tokens of the
+    one latent, or the geometric mean of the two. `revisions` counts rows of the log: 1 is an answer never taken back.
+    """
+
+    session: str
+    pseudonym: str
+    rater: Rater
+    practice: Practice | None
+    started_at: datetime
+    finished_at: datetime | None
+    left_early: bool
+    position: int
+    kind: Kind
+    form: Form
+    truth: Truth
+    repeats: int | None
+    pair: int
+    left: int
+    right: int | None
+    variant: str
+    layer: int
+    density: float
+    event: Event | None
+    answer: int | None
+    reason: str | None
+    seconds: float | None
+    hidden_seconds: float | None
+    revisions: int
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A row of the append-only log, with whose it is and where in the session; `written_at` is UTC."""
+
+    session: str
+    pseudonym: str
+    rater: Rater
+    practice_session: bool
+    position: int
+    kind: Kind
+    truth: Truth
+    left: int
+    right: int | None
+    trial: str
+    revision: int
+    event: Event
+    answer: int | None
+    reason: str | None
+    seconds: float | None
+    hidden_seconds: float | None
+    written_at: datetime
 
 
 class LabelStore:
     """The one file of blind experiments; raises UserError when it cannot be opened."""
 
-    def __init__(self, path: Path, checkpoint_bytes: int = 16 * 2**20) -> None:
+    def __init__(self, path: Path, checkpoint_bytes: int = 4 * 2**20) -> None:
         self._file = LabelFile(path, checkpoint_bytes)
-        # Sessions as they are on disk, so that an answer costs one insert; guarded by the lock, and only ever filled
-        # after a commit. What is not in it is read from the file.
-        self._live: dict[str, Live] = {}
-        self._writing = threading.Lock()
 
     @property
     def cookie_secret(self) -> bytes:
@@ -65,41 +139,39 @@ class LabelStore:
         `study` is `evidence.identity`, `prepared` is `evidence.prepare`, both of the same open study.
         """
         experiment, token = secrets.token_hex(8), secrets.token_urlsafe(24)
-        values: tables.Row = {
+        values: Row = {
             "experiment": experiment,
             "title": design.title,
             "design": design.model_dump_json(),
             "study": json.dumps(study, ensure_ascii=False),
             "organiser_sha256": _sha256(token),
             "invite": secrets.token_urlsafe(16),
-            "created_at": tables.now(),
+            "created_at": labelfile.now(),
         }
-        items, pairs = item_rows(experiment, prepared), pair_rows(experiment, prepared)
         with self._file.transaction() as connection:
-            tables.insert_experiment(connection, values, items, pairs)
-            return find_experiment(connection, "experiment", experiment), token
+            labelfile.insert_experiment(connection, values, _item_rows(experiment, prepared))
+            return _find_experiment(connection, "experiment", experiment), token
 
     def experiment(self, experiment: str) -> Experiment:
         """An experiment by its id; raises a 404."""
         with self._file.reading() as connection:
-            return find_experiment(connection, "experiment", experiment)
+            return _find_experiment(connection, "experiment", experiment)
 
     def experiment_by_organiser(self, token: str) -> Experiment:
         """The experiment that an organiser's token opens; raises a 404."""
         with self._file.reading() as connection:
-            return find_experiment(connection, "organiser_sha256", _sha256(token))
+            return _find_experiment(connection, "organiser_sha256", _sha256(token))
 
     def experiment_by_invite(self, invite: str) -> Experiment:
         """The experiment that an invitation leads to; raises a 404."""
         with self._file.reading() as connection:
-            return find_experiment(connection, "invite", invite)
+            return _find_experiment(connection, "invite", invite)
 
     def close_experiment(self, experiment: str) -> None:
         """Take no more sessions and answers; what was written stays. Closing twice is closing once."""
-        with self._writing:
-            self._live.clear()
-            with self._file.transaction() as connection:
-                tables.close(connection, experiment)
+        with self._file.transaction() as connection:
+            if _find_experiment(connection, "experiment", experiment).closed_at is None:
+                labelfile.close(connection, experiment)
 
     def join(
         self, experiment: str, pseudonym: str | None = None, kind: Rater = "person", client: str | None = None
@@ -111,21 +183,46 @@ class LabelStore:
         pseudonym that cannot be, a 409 for one that is taken, for an experiment that is closed, and for a client that
         is in the middle of another session.
         """
-        wanted = None if pseudonym is None else names.check_pseudonym(pseudonym)
         client = client or secrets.token_urlsafe(18)
-        with self._writing, self._file.transaction() as connection:
-            known = find_experiment(connection, "experiment", experiment)
+        with self._file.transaction() as connection:
+            known = _find_experiment(connection, "experiment", experiment)
             if known.closed_at:
                 raise PageError(409, "This experiment is closed", "It takes no more raters.", "")
+            name = free_pseudonym(pseudonym, labelfile.pseudonyms(connection, experiment))
             beginning = look(connection, known, client)
-            for ended in to_end(beginning):
-                self._live.pop(ended, None)
-                tables.finish(connection, ended, left_early=True)
-            taken = {names.folded(row["pseudonym"]) for row in tables.sessions(connection, experiment)}
-            session = _new_session(experiment, _free_name(wanted, taken), kind, client, beginning.outlook.practice)
-            trials = draw_session(beginning.main, beginning.pools.practice, known.design, session.seed)
-            rows = trial_rows(session.session, trials, beginning.pools)
-            tables.insert_session(connection, _session_row(session), rows)
+            for ended in beginning.ending():
+                labelfile.finish(connection, ended, left_early=True)
+            session = Session(
+                session=secrets.token_urlsafe(18),
+                experiment=experiment,
+                pseudonym=name,
+                kind=kind,
+                # Not from the design's seed: who knows that one could work out what others will see.
+                seed=secrets.randbits(62),
+                started_at=labelfile.now(),
+                finished_at=None,
+                left_early=False,
+                client=client,
+                practice=beginning.outlook.practice,
+                token=secrets.token_urlsafe(24) if kind == "program" else None,
+            )
+            trials = [
+                {
+                    "trial": secrets.token_urlsafe(18),
+                    "session": session.session,
+                    "position": trial.position,
+                    "kind": trial.kind,
+                    "left_item": beginning.items[trial.left.key],
+                    "right_item": beginning.items[trial.right.key] if trial.right else None,
+                    "truth": trial.truth,
+                    "repeats": trial.repeats,
+                }
+                for trial in draw_session(beginning.main, beginning.practice, known.design, session.seed)
+            ]
+            values = dict(session.__dict__)
+            token = values.pop("token")
+            values["token_sha256"] = _sha256(token) if token else None
+            labelfile.insert_session(connection, values, trials)
         return session
 
     def outlook(self, experiment: str, client: str | None) -> Outlook:
@@ -133,7 +230,7 @@ class LabelStore:
         if client is None:
             return Outlook()
         with self._file.reading() as connection:
-            return look(connection, find_experiment(connection, "experiment", experiment), client).outlook
+            return look(connection, _find_experiment(connection, "experiment", experiment), client).outlook
 
     def session(self, session: str) -> Session:
         """A session by its id; raises a 404."""
@@ -145,32 +242,28 @@ class LabelStore:
         with self._file.reading() as connection:
             return find_session(connection, "token_sha256", _sha256(token))
 
-    def sessions(self, experiment: str) -> list[Progress]:
-        """The experiment's sessions in the order of joining, with how far they are."""
-        with self._file.reading() as connection:
-            found = [session_of(row) for row in tables.sessions(connection, experiment)]
-            counts = tables.progress(connection, experiment)
-        return [Progress(s, counts[s.session]["done"], counts[s.session]["total"]) for s in found]
-
     def leave(self, session: str) -> None:
         """End a session before its last trial; leaving twice is leaving once, and a finished one stays finished."""
-        with self._writing:
-            self._live.pop(session, None)
-            with self._file.transaction() as connection:
-                if find_session(connection, "session", session).finished_at is None:
-                    tables.finish(connection, session, left_early=True)
+        with self._file.transaction() as connection:
+            if find_session(connection, "session", session).finished_at is None:
+                labelfile.finish(connection, session, left_early=True)
 
     def current(self, session: str) -> Current:
         """Where a session stands; raises a 404."""
-        return self._now(session).current
+        with self._file.reading() as connection:
+            return find_state(connection, session).current
 
     def shown(self, session: str, trial: str) -> Shown:
         """What a rater sees at one of their trials, as frozen with the experiment; raises a 404."""
         with self._file.reading() as connection:
-            row = find_trial(connection, session, trial)
-            items = [item for item in (row["left_item"], row["right_item"]) if item is not None]
-            seen = tables.evidence(connection, row["experiment"], items)
-        sides = [_seen(seen[item], row["kind"] == "gold") for item in items]
+            row = labelfile.trial(connection, session, trial)
+            if row is None:
+                raise no_trial()
+            numbers = [item for item in (row["left_item"], row["right_item"]) if item is not None]
+            seen = [labelfile.evidence(connection, row["experiment"], item) for item in numbers]
+        # Of a gold pair only the random latent has been shuffled; the trained one is shown as it is.
+        texts = [(side["gold_evidence"] if row["kind"] == "gold" else None) or side["evidence"] for side in seen]
+        sides = [Evidence.model_validate_json(text) for text in texts]
         return Shown(trial, row["kind"] == "practice", sides[0], sides[1] if len(sides) > 1 else None)
 
     def label(
@@ -190,7 +283,8 @@ class LabelStore:
         has moved on, a 409 when it is over, a 404 for a trial of another session, a 400 for values that cannot be.
         """
         given = Answer("label", answer=answer, seconds=seconds, hidden_seconds=hidden_seconds)
-        return self._write(session, lambda connection, live: write_answer(connection, live, trial, revision, given))
+        with self._file.transaction() as connection:
+            return write_answer(connection, session, trial, revision, given)
 
     def skip(
         self,
@@ -203,7 +297,8 @@ class LabelStore:
     ) -> Ack:
         """Skip the current trial and say why; otherwise as `label`."""
         given = Answer("skip", reason=reason, seconds=seconds, hidden_seconds=hidden_seconds)
-        return self._write(session, lambda connection, live: write_answer(connection, live, trial, revision, given))
+        with self._file.transaction() as connection:
+            return write_answer(connection, session, trial, revision, given)
 
     def undo(self, session: str, wanted: Undoable | None = None) -> Ack:
         """Take back the latest answer to a trial that is not practice; the trial is then open again.
@@ -211,94 +306,76 @@ class LabelStore:
         With `wanted`, from `Current.undoable`, the same request again changes nothing; without, it takes back one more.
         Raises StaleError when the session has moved on, a 409 when it is over or nothing can be taken back.
         """
-        return self._write(session, lambda connection, live: write_undo(connection, live, wanted))
-
-    def _write(self, session: str, write: Callable[[tables.Connection, Live], tuple[Ack, Live]]) -> Ack:
-        with self._writing:
-            live = self._live.pop(session, None)
-            with self._file.transaction() as connection:
-                ack, after = write(connection, live or find_live(connection, session))
-            if len(self._live) >= MOST_LIVE:
-                self._live.clear()
-            self._live[session] = after
-            return ack
-
-    def _now(self, session: str) -> Live:
-        live = self._live.get(session)
-        if live is not None:
-            return live
-        with self._file.reading() as connection:
-            return find_live(connection, session)
+        with self._file.transaction() as connection:
+            return write_undo(connection, session, wanted)
 
     def is_rating(self, client: str) -> bool:
         """Whether a browser or program has an open session, and must look no latent up."""
         with self._file.reading() as connection:
-            return any(row["open"] for row in tables.sessions_of(connection, client))
+            return any(row["open"] for row in labelfile.sessions_of(connection, client))
 
     def items(self, experiment: str) -> list[Item]:
         """The experiment's latents with their statistics, practice too."""
         with self._file.reading() as connection:
-            return [item_of(row) for row in tables.items(connection, experiment)]
+            rows = labelfile.items(connection, experiment)
+        names = Item.__dataclass_fields__
+        return [Item(**{n: row[n] for n in names} | {"statistics": json.loads(row["statistics"])}) for row in rows]
 
     def standing(self, experiment: str) -> list[Standing]:
         """A row a trial of every session, with its standing answer."""
         with self._file.reading() as connection:
-            rows = tables.standing(connection, experiment)
+            rows = labelfile.standing(connection, experiment)
         return [_standing(row) for row in rows]
 
     def all_events(self, experiment: str) -> list[Logged]:
         """The log as it was written, undone answers too."""
         with self._file.reading() as connection:
-            return [Logged(**row) for row in tables.log(connection, experiment)]
+            return [Logged(**row) for row in labelfile.log(connection, experiment)]
 
 
 def _sha256(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def _free_name(wanted: str | None, taken: Collection[str]) -> str:
-    if wanted is None:
-        return next(name for name in iter(names.make_pseudonym, None) if name not in taken)
-    if names.folded(wanted) in taken:
-        raise PageError(
-            409,
-            "That pseudonym is taken",
-            f"Another rater is called “{wanted}”, or something that looks like it.",
-            "Choose another, or none to get one.",
+def _find_experiment(connection: Connection, column: str, value: str) -> Experiment:
+    row = labelfile.experiment(connection, column, value)
+    if row is None:
+        raise PageError(404, "No such experiment", "No experiment has this address.", "Ask for a new link.")
+    values = {name: row[name] for name in Experiment.__dataclass_fields__}
+    design = Design.model_validate_json(row["design"])
+    return Experiment(**values | {"design": design, "study": json.loads(row["study"])})
+
+
+def _item_rows(experiment: str, prepared: Sequence[Prepared]) -> list[Row]:
+    """Rows of `items`: of pair n the trained latent is item 2n, the random one 2n + 1."""
+    return [
+        {
+            "experiment": experiment,
+            "item": 2 * number + (not trained),
+            "pair": number,
+            "role": pair.pair.role,
+            "trained": trained,
+            "sae": latent.sae,
+            "variant": latent.variant,
+            "layer": latent.layer,
+            "latent": latent.latent,
+            "density": latent.density,
+            "statistics": json.dumps(dict(latent.statistics)),
+            "evidence": shown.model_dump_json(),
+            "gold_evidence": gold.model_dump_json() if gold else None,
+        }
+        for number, pair in enumerate(prepared)
+        for trained, latent, shown, gold in (
+            (True, pair.pair.trained, pair.trained, None),
+            (False, pair.pair.random, pair.random, pair.gold),
         )
-    return wanted
+    ]
 
 
-def _new_session(experiment: str, pseudonym: str, kind: Rater, client: str, practice: Practice | None) -> Session:
-    return Session(
-        session=secrets.token_urlsafe(18),
-        experiment=experiment,
-        pseudonym=pseudonym,
-        kind=kind,
-        # Not from the design's seed: who knows that one could work out what others will see.
-        seed=secrets.randbits(62),
-        started_at=tables.now(),
-        finished_at=None,
-        left_early=False,
-        client=client,
-        practice=practice,
-        token=secrets.token_urlsafe(24) if kind == "program" else None,
-    )
-
-
-def _session_row(session: Session) -> tables.Row:
-    values = dict(session.__dict__)
-    token = values.pop("token")
-    return values | {"token_sha256": _sha256(token) if token else None}
-
-
-def _seen(row: tables.Row, gold: bool) -> Evidence:
-    # Of a gold pair only the random latent has been shuffled; the trained one is shown as it is.
-    return Evidence.model_validate_json((row["gold_evidence"] if gold else None) or row["evidence"])
-
-
-def _standing(row: tables.Row) -> Standing:
-    undone = row["event"] == "undo"
-    gone = dict.fromkeys(("event", "answer", "reason", "seconds", "hidden_seconds")) if undone else {}
-    form = "single" if row["right"] is None else "pair"
-    return Standing(**row | gone | {"form": form})
+def _standing(row: Row) -> Standing:
+    other = row.pop("other_density")
+    if other is not None:
+        row["density"] = math.sqrt(row["density"] * other)
+    if row["event"] == "undo":
+        row |= dict.fromkeys(("event", "answer", "reason", "seconds", "hidden_seconds"))
+    return Standing(**row, form="single" if row["right"] is None else "pair")

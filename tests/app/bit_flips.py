@@ -109,7 +109,7 @@ class LabelFile:
     def __init__(self, folder: Path, log: bool) -> None:
         self._folder = folder
         write_small_study(folder / "small.duckdb", layers=(0,), latents=60, top_contexts=8)
-        self.file = folder / "labels" / ("labels.duckdb.wal" if log else "labels.duckdb")
+        self.file = folder / "labels" / ("labels.sqlite-wal" if log else "labels.sqlite")
         with self._serving() as client:
             self._begin(client)
             if log:
@@ -169,7 +169,7 @@ class LabelFile:
 
     def _asked(self, client: TestClient, page: str, headers: dict[str, str], wrong: list[str]) -> bool:
         response = client.get(page, headers=headers)
-        refused = response.status_code == 503 and "labels.duckdb" in response.text
+        refused = response.status_code == 503 and "labels.sqlite" in response.text
         if not refused and (response.status_code != 200 or response.content != self._whole[page]):
             wrong.append(f"{page}: {response.status_code}")
         return refused
@@ -189,7 +189,7 @@ class LabelFile:
         """Every label that the file has."""
         try:
             with (
-                closing(LabelStore(self.file.with_name("labels.duckdb"))) as store,
+                closing(LabelStore(self.file.with_name("labels.sqlite"))) as store,
                 store._file.reading() as connection,
             ):
                 return set(connection.execute("SELECT trial, revision, event, answer FROM labels").fetchall())

@@ -5,9 +5,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from app.blind.design import Design
-from app.blind.records import Experiment, Item, Standing
+from app.blind.design import Design, Experiment
 from app.blind.results import Results, results
+from app.blind.store import Item, Standing
 
 
 def design(**changes: Any) -> Design:

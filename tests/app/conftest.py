@@ -45,7 +45,7 @@ def folder_client(tmp_path: Path) -> Iterator[TestClient]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Where a test's labels lie."""
-    return tmp_path / "labels.duckdb"
+    return tmp_path / "labels.sqlite"
 
 
 @pytest.fixture

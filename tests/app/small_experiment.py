@@ -1,6 +1,7 @@
 """A small blind experiment for tests: candidates, a design and evidence made up, no study read."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -8,8 +9,8 @@ import pytest
 
 from app.blind.design import Design
 from app.blind.evidence import Evidence, Prepared, shuffle_tokens
-from app.blind.records import Ack, Session
 from app.blind.sampling import Candidate, draw_pool
+from app.blind.sessions import Ack, Session
 from app.blind.store import LabelStore
 from app.errors import PageError
 
@@ -112,3 +113,20 @@ def trials_of(store: LabelStore, session: Session) -> list[str]:
     with store._file.reading() as connection:
         sql = "SELECT trial FROM trials WHERE session = ? ORDER BY position"
         return [row[0] for row in connection.execute(sql, [session.session]).fetchall()]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a session is."""
+
+    session: Session
+    done: int
+    total: int
+
+
+def sessions(store: LabelStore, experiment: str) -> list[Progress]:
+    """The experiment's sessions in the order of joining."""
+    with store._file.reading() as connection:
+        sql = "SELECT session FROM sessions WHERE experiment = ? ORDER BY started_at, session"
+        names = [row[0] for row in connection.execute(sql, [experiment]).fetchall()]
+    return [Progress(store.session(name), (now := store.current(name)).done, now.total) for name in names]

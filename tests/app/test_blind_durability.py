@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from small_experiment import design, prepared
+from small_experiment import design, prepared, sessions
 
 from app.blind.store import LabelStore
 
@@ -103,7 +103,7 @@ class Raters:
 
 
 def test_a_hundred_raters_lose_nothing_and_gain_nothing_when_the_server_is_killed(tmp_path: Path) -> None:
-    path, rng = tmp_path / "labels.duckdb", random.Random()
+    path, rng = tmp_path / "labels.sqlite", random.Random()
     experiment, trials = _joined(path)
     raters, kills = Raters(trials, rng), 0
     while raters.waiting:
@@ -128,7 +128,7 @@ def test_a_hundred_raters_lose_nothing_and_gain_nothing_when_the_server_is_kille
     assert [row.answer for row in standing] == [raters.plan[trial] for own in trials.values() for trial in own]
     assert len(standing) == len(store.all_events(experiment)) == len(raters.acknowledged) == RATERS * LABELS
     assert {row.revisions for row in standing} == {1}
-    assert all(p.session.finished_at is not None for p in store.sessions(experiment))
+    assert all(p.session.finished_at is not None for p in sessions(store, experiment))
     store.close()
 
 
@@ -147,7 +147,7 @@ def _joined(path: Path) -> tuple[str, dict[str, list[str]]]:
 
 
 def test_a_session_is_there_with_all_its_trials_or_not_at_all(tmp_path: Path) -> None:
-    path, rng = tmp_path / "labels.duckdb", random.Random()
+    path, rng = tmp_path / "labels.sqlite", random.Random()
     own = design()
     store = LabelStore(path)
     experiment = store.create_experiment(own, {}, prepared(own))[0].experiment
@@ -165,7 +165,7 @@ def test_a_session_is_there_with_all_its_trials_or_not_at_all(tmp_path: Path) ->
                     break
         kills += 1
     store = LabelStore(path)
-    found = store.sessions(experiment)
+    found = sessions(store, experiment)
     assert sorted(p.session.pseudonym for p in found) == sorted(names)
     assert {p.total for p in found} == {own.counts.total}
     store.close()
@@ -205,7 +205,7 @@ sys.stdout.flush()
 def test_a_full_disk_refuses_answers_and_the_next_ones_are_kept_when_it_is_not_full(tmp_path: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
     for name, checkpoint_bytes, room in (("log", 2**24, 4000), ("checkpoint", 2**10, 300_000)):
-        path = tmp_path / f"{name}.duckdb"
+        path = tmp_path / f"{name}.sqlite"
         own = design(trials=60)
         store = LabelStore(path)
         session = store.join(store.create_experiment(own, {}, prepared(own))[0].experiment)

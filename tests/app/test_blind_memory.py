@@ -7,8 +7,8 @@ from random import Random
 import pytest
 from blind_rows import design, double, of, single
 
-from app.blind.memory import better, first_told, knowing
-from app.blind.records import Standing
+from app.blind.analysis import better, first_told, knowing
+from app.blind.store import Standing
 
 BEGUN = datetime(2026, 1, 2)
 HOUR = timedelta(hours=1)

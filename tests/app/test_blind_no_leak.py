@@ -172,7 +172,7 @@ def test_ranks_of_equal_values_are_their_mean() -> None:
 
 @pytest.mark.parametrize(("form", "tier"), KINDS)
 def test_pages_tell_nothing_but_the_evidence(folder: Path, tmp_path: Path, form: str, tier: int) -> None:
-    with serving(folder, labels=tmp_path / "labels.duckdb") as client:
+    with serving(folder, labels=tmp_path / "labels.sqlite") as client:
         trials = trials_of(client, form, tier)
     responses = [trial.response for trial in trials]
     assert len(trials) == TRIALS
@@ -227,7 +227,7 @@ class Leak:
 
 @pytest.mark.parametrize("how", ["a longer page", "a header", "an element", "time"])
 def test_a_leak_that_is_put_in_is_seen(folder: Path, tmp_path: Path, how: str) -> None:
-    app = create_app(Settings(paths=(folder,), labels=tmp_path / "labels.duckdb"))
+    app = create_app(Settings(paths=(folder,), labels=tmp_path / "labels.sqlite"))
     known: dict[str, bool] = {}
 
     def truth(trial: str) -> bool:
@@ -247,7 +247,7 @@ def test_a_leak_that_is_put_in_is_seen(folder: Path, tmp_path: Path, how: str) -
 
 
 def test_practice_feedback_and_the_end_are_all_that_says_the_truth(folder: Path, tmp_path: Path) -> None:
-    with serving(folder, labels=tmp_path / "labels.duckdb") as client:
+    with serving(folder, labels=tmp_path / "labels.sqlite") as client:
         rater = Rater(client).join(invitation(set_up(client, practice="4").text))
         while not rater.finished:
             rater.answer(2)

@@ -77,7 +77,7 @@ def test_a_rule_about_gold_that_cannot_apply_says_so_while_it_is_filled_in_and_w
 
 
 def test_a_key_keeps_others_from_setting_up(folder: Path, tmp_path: Path) -> None:
-    with serving(folder, organiser_key="sesame", labels=tmp_path / "labels.duckdb") as client:
+    with serving(folder, organiser_key="sesame", labels=tmp_path / "labels.sqlite") as client:
         assert "key is missing" in set_up(client).text
         assert "not the right one" in set_up(client, organiser_key="sésame").text
         assert "/blind/join/" in set_up(client, organiser_key="sesame").text
@@ -197,7 +197,7 @@ def test_latents_are_closed_to_a_rater_until_the_session_is_over(organiser: Test
 
 
 def test_a_session_goes_on_after_the_server_was_restarted(folder: Path, tmp_path: Path) -> None:
-    labels = tmp_path / "labels.duckdb"
+    labels = tmp_path / "labels.sqlite"
     with serving(folder, labels=labels) as first:
         page = set_up(first)
         someone = Rater(first).join(invitation(page.text)).answer(4).answer(2).answer(5)
@@ -235,8 +235,11 @@ def test_a_second_server_over_the_same_labels_says_so_and_still_shows_studies(fo
     import subprocess
     import sys
 
-    labels = tmp_path / "labels.duckdb"
-    hold = f"import duckdb, sys; c = duckdb.connect({str(labels)!r}); print('held', flush=True); sys.stdin.read()"
+    labels = tmp_path / "labels.sqlite"
+    hold = (
+        f"import pathlib, sys, app.blind.store as s; c = s.LabelStore(pathlib.Path({str(labels)!r}));"
+        " print('held', flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:

@@ -16,8 +16,8 @@ from app.blind import organiser
 from app.blind.export import COLUMNS, label_rows, write_csv, write_parquet
 from app.blind.method import method_paragraph
 from app.blind.outcomes import Results
-from app.blind.records import Logged
 from app.blind.results import results
+from app.blind.store import Logged
 
 SCRIPT = "<script>alert(1)</script>"
 WHEN = datetime(2026, 1, 2, 3, 4, 5, 678900)

@@ -9,8 +9,8 @@ import pytest
 from blind_rows import double, experiment, items, of, single, ten
 
 from app.blind.analysis import UNTIMED
-from app.blind.records import Standing
 from app.blind.results import rater_result
+from app.blind.store import Standing
 
 
 def test_a_rater_row_by_hand() -> None:

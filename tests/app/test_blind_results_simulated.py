@@ -57,7 +57,7 @@ def work(store: LabelStore, experiment: str, name: str, rng: Random, stop_after:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStore]:
-    opened = LabelStore(tmp_path_factory.mktemp("labels") / "labels.duckdb")
+    opened = LabelStore(tmp_path_factory.mktemp("labels") / "labels.sqlite")
     yield opened
     opened.close()
 

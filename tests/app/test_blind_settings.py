@@ -59,14 +59,14 @@ def test_an_experiment_draws_from_its_setting_and_leads_back_there(folder: Path)
 
 def test_windows_of_another_model_do_not_count(folder: Path, tmp_path: Path) -> None:
     # Two of the eight strongest windows are the same, so no latent has eight different ones of its own model.
-    with serving(folder, labels=tmp_path / "labels.duckdb") as client:
+    with serving(folder, labels=tmp_path / "labels.sqlite") as client:
         refused = client.post(f"/s/small/blind{SETTING}", data=FORM | {"contexts": "8"})
     assert refused.status_code == 400
     assert "found 0" in re.search(r"role=\"alert\">(.*?)</p>", refused.text)[1]  # type: ignore[index]
 
 
 def test_programs_set_up_at_a_setting_too(folder: Path, tmp_path: Path) -> None:
-    with serving(folder, labels=tmp_path / "labels.duckdb") as client:
+    with serving(folder, labels=tmp_path / "labels.sqlite") as client:
         body = {"title": "t", "form": "single", "trials": 10, "contexts": 5}
         for asked in (PLACE, OLD):
             made = client.post("/api/blind/experiments", json=body | {"study": asked})

@@ -1,13 +1,14 @@
 """The label store: experiments, who may open them, and sessions with what they show."""
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import duckdb
 import pytest
-from small_experiment import STUDY, begin, design, evidence, prepared, status_of, trials_of
+from small_experiment import STUDY, begin, design, evidence, prepared, sessions, status_of, trials_of
 from small_study import write_small_study
 
 from app.blind import evidence as built
@@ -53,7 +54,7 @@ def test_the_cookie_secret_is_made_once(path: Path) -> None:
     assert len(secret) == 32
     again.close()
     assert path.stat().st_mode & 0o077 == 0
-    assert [file.name for file in path.parent.iterdir()] == ["labels.duckdb"]
+    assert [file.name for file in path.parent.iterdir()] == ["labels.sqlite"]
 
 
 def test_a_file_that_another_process_has_is_refused_in_a_sentence(store: LabelStore, path: Path) -> None:
@@ -79,6 +80,7 @@ def test_a_file_that_holds_no_labels_is_refused(path: Path, content: bytes) -> N
     with pytest.raises(UserError, match="Cannot keep labels"):
         LabelStore(path)
     assert path.read_bytes() == content
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_a_study_file_and_another_version_are_refused(path: Path, store: LabelStore) -> None:
@@ -87,7 +89,7 @@ def test_a_study_file_and_another_version_are_refused(path: Path, store: LabelSt
     with pytest.raises(UserError, match="Cannot keep labels"):
         LabelStore(study)
     store.close()
-    with duckdb.connect(str(path)) as connection:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("UPDATE meta SET schema_version = 99")
     with pytest.raises(UserError, match="version 99"):
         LabelStore(path)
@@ -148,7 +150,7 @@ def test_a_pseudonym_is_checked_and_unique_in_its_experiment(store: LabelStore) 
     assert store.join(second, "Ada <b>").pseudonym == "Ada <b>"
     for bad in ("", "   ", "x" * 41, "a\u202eb", "a\nb", "a\u2028b", "a\x00b"):
         assert status_of(lambda bad=bad: store.join(first, bad)) == 400
-    assert len(store.sessions(first)) == 1
+    assert len(sessions(store, first)) == 1
     assert status_of(lambda: store.join("nonsense")) == 404
 
 

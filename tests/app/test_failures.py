@@ -271,7 +271,7 @@ def test_no_page_says_where_the_server_keeps_things(folder_client: TestClient, t
     for page in pages:
         assert str(tmp_path) not in folder_client.get(page).text, page
     assert "Cannot read &#39;x.json&#39;: it is gone." in folder_client.get("/s/small").text
-    assert "labels.duckdb" in folder_client.get("/blind/join/x").text
+    assert "labels.sqlite" in folder_client.get("/blind/join/x").text
 
 
 def test_progress_is_stale_after_a_minute_of_silence(tmp_path: Path) -> None:
