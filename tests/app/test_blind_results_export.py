@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,27 @@ def flatten(value: Any) -> Any:
             yield from flatten(part)
     elif isinstance(value, int | float):
         yield abs(value)
+
+
+def test_the_paragraph_is_word_for_word_what_it_was() -> None:
+    """Decimals are left out: they are those of the results, and the last digit may be another processor's."""
+    alone = experiment(gold=0, practice=0, repeats=0, layers=(1,), variants=("one",), min_gold=None, min_seconds=0)
+    hostile = experiment(study=f"x\u202e{SCRIPT}\ny  z", variants=("<script>", " two  ", "a\nb & c"))
+    elsewhere = experiment(True, study="small;model=x")
+    elsewhere = replace(elsewhere, study={"name": "small", "setting": {"model": "x", "hook": "resid\npost"}})
+    silent = [replace(row, answer=None, event=None) for row in ten("t")]
+    cases: list[tuple[Any, Results]] = [
+        rich(),
+        rich(False, "pair", tier=3, practice=5, min_answered=0.5),
+        rich(form="pair"),
+        (experiment(), results(experiment(), [], [])),
+        (experiment(True), of(ten(rater="program"))),
+        (alone, results(alone, ten(left_early=True) + ten("bob", practice="again"), items(12))),
+        (hostile, results(hostile, [], [])),
+        (elsewhere, of(ten("p\u00a0q") + ten("s", seconds=0.1) + silent, min_answered=0.5)),
+    ]
+    texts = [re.sub(r"\d+\.\d+", "#", method_paragraph(*case)) for case in cases]
+    assert texts == (Path(__file__).parent / "method_paragraphs.txt").read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def test_the_paragraph_of_an_empty_experiment_tells_the_design_alone() -> None:
