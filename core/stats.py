@@ -1,10 +1,8 @@
 """Intervals, exact and anytime-valid tests, power, signal detection and ROC, from counts and scores."""
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -15,6 +13,8 @@ _LOSSLESS = 750.0
 """Nats: e^-750 is zero as a double, so a distribution cut there is whole."""
 _AMPLE = 80.0
 """Nats: e^-80 is far below any error rate, and the distribution is a third as long."""
+SIZE, POWER = 0.05, 0.8
+"""Of the test against one half: how often it may reject a coin, and how often it should reject a rater who can tell."""
 NEAREST_ACCURACY = 0.005
 """`labels_needed` refuses accuracies closer to one half: they take some 79,000 labels and more."""
 
@@ -56,7 +56,7 @@ class Sdt:
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion; (0, 1) without data. Wilson 1927.
 
-    It is valid for one look at a number of labels fixed beforehand: see `sequential.confidence_sequence`.
+    It is valid for one look at a number of labels fixed beforehand: see `confidence_sequence`.
     """
     check_counts(successes, n)
     check_share("confidence", confidence)
@@ -95,40 +95,34 @@ def equivalence(successes: int, n: int, margin: float, alpha: float = 0.05) -> E
     return Equivalence(p_value, p_value <= alpha, _clopper_pearson(successes, n, alpha))
 
 
-def power(accuracy: float, n: int, alpha: float = 0.05) -> float:
+def power(accuracy: float, n: int, alpha: float = SIZE) -> float:
     """Probability that `n` labels of the given true accuracy make the exact two-sided test against one half reject."""
-    check_counts(0, n)
-    check_share("alpha", alpha)
-    if not 0 <= accuracy <= 1:
-        raise ValueError(f"The accuracy is {accuracy}; it must lie between 0 and 1.")
-    return _power(accuracy, n, alpha)
+    first, masses = _binomial(n, 0.5, _AMPLE)
+    rejecting = np.searchsorted(np.cumsum(masses[::-1]), alpha / 2 * (1 + 1e-9), side="right")
+    threshold = first + len(masses) - int(rejecting)  # the fewest right answers at which it does; n + 1 where none do
+    low, masses = _binomial(n, accuracy, _AMPLE)
+    upper, lower = masses[max(0, threshold - low) :], masses[: max(0, n - threshold + 1 - low)]
+    return min(1.0, float(upper.sum() + lower.sum()))
 
 
-def labels_needed(accuracy: float, power: float = 0.8, alpha: float = 0.05) -> int:
-    """The smallest even number of labels, half of them trained, that has the wanted power, as has the next even one.
+def labels_needed(accuracy: float) -> int:
+    """The smallest even number of labels, half of them trained, that has 80% power, as has the next even one.
 
     Power against n is a saw: it drops where the test needs one more right answer. Asking the next even number too
     keeps a lone tooth from being the answer; a later tooth may begin below the wanted power again (62%: .80 at 136, .77
     at 140), so the number is for a session that ends there.
     Raises ValueError for an accuracy too close to one half.
     """
-    check_share("The wanted power", power)
-    check_share("alpha", alpha, 0.5)
     if not 0 <= accuracy <= 1 or abs(accuracy - 0.5) < NEAREST_ACCURACY * (1 - 1e-9):
         raise ValueError(
             f"The accuracy is {accuracy}; it must lie between 0 and 1, {NEAREST_ACCURACY} or more away from one half."
         )
-
-    def reaches(labels: int) -> bool:
-        return _power(accuracy, labels, alpha) >= power
-
-    start = _fewest_labels(accuracy, power, alpha)
-    while True:
-        tooth = _tooth(start, alpha)
-        found = bisect_left(tooth, True, key=reaches)  # within a tooth power only grows
-        if found < len(tooth) and reaches(tooth[found] + 2):
-            return tooth[found]
-        start = tooth[-1] + 2
+    # Begun 2% below what the normal approximation says: the exact test takes more than that at every accuracy.
+    reach = _NORMAL.inv_cdf(1 - SIZE / 2) / 2 + _NORMAL.inv_cdf(POWER) * math.sqrt(accuracy * (1 - accuracy))
+    n = 2 * max(1, int(0.49 * (reach / (accuracy - 0.5)) ** 2))
+    while min(power(accuracy, n), power(accuracy, n + 2)) < POWER:
+        n += 2
+    return n
 
 
 def sdt(hits: int, misses: int, false_alarms: int, correct_rejections: int) -> Sdt:
@@ -256,53 +250,6 @@ def _clopper_pearson(successes: int, n: int, alpha: float) -> Interval:
     low = last_true(lambda p: _tails(successes, n, p, _AMPLE)[1] > alpha, share, 0.0) if successes else 0.0
     high = last_true(lambda p: _tails(successes, n, p, _AMPLE)[0] > alpha, share, 1.0) if successes < n else 1.0
     return Interval(low, high)
-
-
-def _power(accuracy: float, n: int, alpha: float) -> float:
-    low, masses = _binomial(n, accuracy, _AMPLE)
-    threshold = _threshold(n, alpha)
-    upper, lower = masses[max(0, threshold - low) :], masses[: max(0, n - threshold + 1 - low)]
-    return min(1.0, float(upper.sum() + lower.sum()))
-
-
-@lru_cache(maxsize=4096)
-def _threshold(n: int, alpha: float) -> int:
-    """The fewest right answers at which the two-sided test against one half rejects; n + 1 where none do."""
-    low, masses = _binomial(n, 0.5, _AMPLE)
-    upper_tails = np.cumsum(masses[::-1])
-    return low + len(masses) - int(np.searchsorted(upper_tails, alpha / 2 * (1 + 1e-9), side="right"))
-
-
-def _tooth(start: int, alpha: float) -> range:
-    """The even numbers from `start` on at which the test asks for the same lead of right over wrong answers."""
-    lead = 2 * _threshold(start, alpha) - start
-    candidates = range(start, start + 8 * math.isqrt(start) + 64, 2)
-    return candidates[: bisect_left(candidates, True, key=lambda n: 2 * _threshold(n, alpha) - n > lead)]
-
-
-def _fewest_labels(accuracy: float, wanted: float, alpha: float) -> int:
-    """An even number below which no exact test has the wanted power.
-
-    The test that draws lots at the threshold, so that its size is exactly alpha, has the most power there is, and
-    its power never falls with n: more labels can be ignored. Lehmann & Romano 2005, 4.2.
-    """
-
-    def could_reach(n: int) -> bool:
-        next_best = _threshold(n, alpha) - 1
-        size = _power(0.5, n, alpha)
-        lots = (alpha - size) / (2 * _mass(next_best, n, 0.5))
-        edge = _mass(next_best, n, accuracy) + _mass(n - next_best, n, accuracy)
-        return _power(accuracy, n, alpha) + lots * edge >= wanted
-
-    high = 2
-    while not could_reach(high):
-        high *= 2
-    return 2 * (1 + bisect_left(range(2, high, 2), True, key=could_reach))
-
-
-def _mass(successes: int, n: int, p: float) -> float:
-    low, masses = _binomial(n, p, _AMPLE)
-    return float(masses[successes - low]) if low <= successes < low + len(masses) else 0.0
 
 
 PRIOR = 10.0

@@ -73,11 +73,6 @@ class Vote:
     correct: bool
 
 
-def is_positive(truth: Truth) -> bool:
-    """Whether the upper three answers are right."""
-    return truth in ("trained", "right")
-
-
 def share_of(right: Iterable[bool], final: bool) -> Share:
     """Right answers and both intervals; the valid one is Wilson's when `final`, else the anytime one."""
     answers = list(right)
@@ -104,7 +99,7 @@ def vote_of(row: Standing) -> Vote | None:
         layer=row.layer,
         variant=row.variant,
         density=row.density,
-        positive=is_positive(row.truth),
+        positive=row.truth in ("trained", "right"),
         answer=row.answer,
         correct=right(row.form, row.truth, row.answer),
     )
@@ -274,12 +269,9 @@ def missing_class(votes: Sequence[Vote], form: Form) -> str:
     """Why there is no ROC and no d′ of single latents; empty where both truths have labels."""
     if not votes:
         return NO_LABELS
-    missing = [truth for truth, kind in zip(TRUTHS[form], (True, False), strict=True) if kind not in _kinds(votes)]
+    kinds = {vote.positive for vote in votes}
+    missing = [truth for truth, kind in zip(TRUTHS[form], (True, False), strict=True) if kind not in kinds]
     return f"No trial whose truth is “{missing[0]}” has a label yet." if missing else ""
-
-
-def _kinds(votes: Sequence[Vote]) -> set[bool]:
-    return {vote.positive for vote in votes}
 
 
 def _sensitivity(votes: Sequence[Vote], form: Form) -> Sensitivity:

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.blind.access import check_key, make_experiment, program, program_client, store_of
 from app.blind.design import PRACTICE, QUESTIONS, RUBRIC, DesignError, read_design, standard
-from app.blind.evidence import Evidence
 from app.blind.results import own_result
 from app.blind.sessions import Ack, Session, Undoable
 from app.errors import PageError, bad_request
@@ -118,7 +117,7 @@ def trial(request: Request) -> Response:
             "done": current.done,
             "total": current.total,
             "undo": asdict(current.undoable) if current.undoable else None,
-            **{name: _evidence(side) for name, side in sides.items()},
+            **{name: side.model_dump(exclude_none=True) for name, side in sides.items()},
         }
     )
 
@@ -160,10 +159,6 @@ def _saved(request: Request, session: Session, ack: Ack) -> Response:
     current = store_of(request).current(session.session)
     told = {"truth": ack.truth} if ack.truth is not None else {}
     return _json({"saved": True, "trial": ack.trial, "revision": ack.revision, "next": current.trial, **told})
-
-
-def _evidence(evidence: Evidence) -> dict[str, Any]:
-    return evidence.model_dump(exclude_none=True)
 
 
 def _json(content: dict[str, Any], status: int = 200) -> Response:

@@ -86,15 +86,14 @@ def prepare(study: Study, design: Design) -> list[Prepared]:
     members = [member for pair in pairs for member in (pair.trained, pair.random)]
     for sae in sorted({member.sae for member in members}):
         numbers = [member.latent for member in members if member.sae == sae]
-        built = build_all(study.reader, sae, numbers, design, rng)
+        built = build(study.reader, sae, numbers, design, rng)
         shown |= {(sae, number): evidence for number, evidence in built.items()}
-    return [_prepared(pair, shown, design, rng) for pair in pairs]
-
-
-def _prepared(pair: Pair, shown: Mapping[tuple[int, int], Evidence], design: Design, rng: Random) -> Prepared:
-    random = shown[pair.random.key]
-    gold = shuffle_tokens(random, rng) if design.counts.gold and pair.role == "main" else None
-    return Prepared(pair, shown[pair.trained.key], random, gold)
+    prepared = []
+    for pair in pairs:
+        random = shown[pair.random.key]
+        gold = shuffle_tokens(random, rng) if design.counts.gold and pair.role == "main" else None
+        prepared.append(Prepared(pair, shown[pair.trained.key], random, gold))
+    return prepared
 
 
 def identity(study: Study) -> dict[str, Any]:
@@ -126,7 +125,8 @@ def candidates(study: Study, design: Design) -> list[Candidate]:
         for layer in design.layers:
             sae = _sae(study, variant, layer)
             for row in queries.latents_with_contexts(study.reader, sae, names, window, design.contexts):
-                statistics = {name: _finite(row[name]) for name in names}
+                values = {name: row[name] for name in names}
+                statistics = {n: v if v is not None and math.isfinite(v) else None for n, v in values.items()}
                 found.append(Candidate(sae, row["latent"], variant, layer, row["share"], statistics))
     return found
 
@@ -154,17 +154,8 @@ def _sae(study: Study, variant: str, layer: int) -> int:
     raise DesignError(f"Variant '{variant}' has no SAE at layer {layer}. Its layers: {there}.")
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def build(reader: Reader, sae: int, latent: int, design: Design, rng: Random) -> Evidence:
-    """The evidence of one latent at `design.tier`; raises DesignError when the study lacks some of it."""
-    return build_all(reader, sae, [latent], design, rng)[latent]
-
-
-def build_all(reader: Reader, sae: int, latents: Sequence[int], design: Design, rng: Random) -> dict[int, Evidence]:
-    """The evidence of several latents of an SAE, as `build`, with a query a table for many latents."""
+def build(reader: Reader, sae: int, latents: Sequence[int], design: Design, rng: Random) -> dict[int, Evidence]:
+    """The evidence of latents of an SAE at `design.tier`; raises DesignError when the study lacks some of it."""
     window = queries.window_length(reader)
     built: dict[int, Evidence] = {}
     for start in range(0, len(latents), _CHUNK):

@@ -26,8 +26,8 @@ from app.blind.design import (
 )
 from app.blind.export import label_rows, write_csv, write_parquet
 from app.blind.method import method_paragraph
-from app.blind.outcomes import Answers, Overall
-from app.blind.results import Results, results
+from app.blind.outcomes import Answers, Overall, Results
+from app.blind.results import results
 from app.display.charts import Figure, figure, title
 from app.errors import PageError
 from app.pages.address import OpenStudy
@@ -76,7 +76,8 @@ def new(request: Request, study: OpenStudy, given: Annotated[_Setup, Form()]) ->
     """Make the experiment, or show the form again with what is wrong."""
     try:
         check_key(request, given.organiser_key)
-        design = read_design(_design_values(given) | {"study": study.full_name})
+        values = given.model_dump(exclude={"organiser_key"})
+        design = read_design(values | {"min_gold": given.min_gold or None, "study": study.full_name})
         token = make_experiment(request, study, design)[1]
     except (DesignError, PageError) as error:
         return _form(request, study, given, str(error))
@@ -139,11 +140,6 @@ def method(request: Request, token: str) -> Response:
     """A paragraph for a paper."""
     experiment = store_of(request).experiment_by_organiser(token)
     return PlainTextResponse(method_paragraph(experiment, _results(request, experiment)))
-
-
-def _design_values(given: _Setup) -> Values:
-    values: Values = given.model_dump(exclude={"organiser_key"})
-    return values | {"min_gold": given.min_gold or None}
 
 
 def _form(request: Request, study: Study, values: _Setup, error: str = "") -> Response:

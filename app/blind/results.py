@@ -1,7 +1,7 @@
 """The results of a blind experiment, for its organiser and, at the end, for each rater."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -41,8 +41,6 @@ from app.blind.store import Item, LabelStore, Standing
 from core.resampling import Agreement, Level, krippendorff_alpha
 from core.stats import binomial_test
 
-__all__ = ["Results", "rater_result", "results"]
-
 FEW_RATERS = 8
 """Below this many raters the crossed bootstrap is too narrow: see `agreement.bootstrap_raters_and_items`."""
 NO_REASON = "no reason given"
@@ -74,7 +72,8 @@ def results(experiment: Experiment, standing: Sequence[Standing], items: Sequenc
     design, final = experiment.design, experiment.closed_at is not None
     sessions, told = by_session(standing), first_told(standing, design)
     raters = {session: rater_outcome(rows, design, final) for session, rows in sessions.items()}
-    who = _who(raters.values())
+    labelled = {rater.kind for rater in raters.values() if rater.labelled and rater.state != "practice"}
+    who: Who = "programs" if labelled == {"program"} else "people"
     raters = {session: _settled(rater, who, knowing(sessions[session], told)) for session, rater in raters.items()}
     kept = {session for session, rater in raters.items() if rater.state == "counted"}
     rows = [row for row in standing if row.session in kept]
@@ -104,11 +103,6 @@ def by_session(standing: Iterable[Standing]) -> dict[str, list[Standing]]:
     for row in standing:
         sessions.setdefault(row.session, []).append(row)
     return sessions
-
-
-def _who(raters: Collection[RaterOutcome]) -> Who:
-    labelled = {rater.kind for rater in raters if rater.labelled and rater.state != "practice"}
-    return "programs" if labelled == {"program"} else "people"
 
 
 def _settled(rater: RaterOutcome, who: Who, note: str) -> RaterOutcome:
@@ -213,7 +207,9 @@ def rater_result(experiment: Experiment, standing_of_session: Sequence[Standing]
         share=share,
         p_value=p_value,
         skipped=sum(row.kind == "main" and row.event == "skip" for row in rows),
-        missed=tuple(_missed(experiment, row, latents) for row in rows if _is_missed(row)),
+        missed=tuple(
+            _missed(experiment, row, latents) for row in rows if (vote := vote_of(row)) is not None and not vote.correct
+        ),
         gold=gold_of(rows),
         same=same_of(rows),
         verdict=verdict(share, p_value),
@@ -228,20 +224,12 @@ def own_result(store: LabelStore, session: Session) -> RaterResult:
     return rater_result(experiment, own, store.items(session.experiment))
 
 
-def _is_missed(row: Standing) -> bool:
-    vote = vote_of(row)
-    return vote is not None and not vote.correct
-
-
 def _missed(experiment: Experiment, row: Standing, latents: dict[int, Item]) -> Missed:
     assert row.answer is not None
     shown = [latents[item] for item in (row.left, row.right) if item is not None]
-    return Missed(row.position, row.truth, row.answer, tuple(_link(experiment, item) for item in shown))
-
-
-def _link(experiment: Experiment, item: Item) -> LatentLink:
-    trained = item.variant not in experiment.design.variants
-    return LatentLink(experiment.design.study, item.variant, item.layer, item.latent, trained)
+    study, random = experiment.design.study, experiment.design.variants
+    links = (LatentLink(study, item.variant, item.layer, item.latent, item.variant not in random) for item in shown)
+    return Missed(row.position, row.truth, row.answer, tuple(links))
 
 
 def verdict(share: Share, p_value: float) -> str:

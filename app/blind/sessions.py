@@ -331,12 +331,20 @@ def look(connection: Connection, experiment: Experiment, client: str) -> Beginni
         for trained, random, row in zip(latents[::2], latents[1::2], rows[::2], strict=True)
     ]
     main = [pair for pair in pairs if pair.role == "main"]
-    fresh = _fresh(main, experiment.study, _answered(connection, client) if past else ())
-    again, known = any(row["answers"] for row in own), len(fresh) < experiment.design.rater_pairs
+    known = _answered(connection, client) if past else set()
+    fresh = [
+        pair
+        for pair in main
+        if not any(
+            _latent(experiment.study, one.variant, one.layer, one.latent) in known
+            for one in (pair.trained, pair.random)
+        )
+    ]
+    again, too_few = any(row["answers"] for row in own), len(fresh) < experiment.design.rater_pairs
     outlook = Outlook(
         own=session_of(own[-1]) if own else None,
         elsewhere=session_of(elsewhere[-1]) if elsewhere else None,
-        practice="again" if again else "known" if known else None,
+        practice="again" if again else "known" if too_few else None,
     )
     return Beginning(
         outlook,
@@ -347,19 +355,10 @@ def look(connection: Connection, experiment: Experiment, client: str) -> Beginni
     )
 
 
-def _answered(connection: Connection, client: str) -> Collection[Latent]:
+def _answered(connection: Connection, client: str) -> set[Latent]:
     rows = labelfile.answered_latents(connection, client)
     studies = {text: json.loads(text) for text in {row["study"] for row in rows}}
     return {_latent(studies[row["study"]], row["variant"], row["layer"], row["latent"]) for row in rows}
-
-
-def _fresh(pairs: Sequence[Pair], study: Mapping[str, Any], known: Collection[Latent]) -> Sequence[Pair]:
-    """Pairs of which the client has answered neither latent."""
-
-    def is_known(one: Candidate) -> bool:
-        return _latent(study, one.variant, one.layer, one.latent) in known
-
-    return [pair for pair in pairs if not (is_known(pair.trained) or is_known(pair.random))]
 
 
 def _latent(study: Mapping[str, Any], variant: str, layer: int, latent: int) -> Latent:

@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Any
 
 from app.blind.design import Design, Experiment
-from app.blind.results import Results, results
+from app.blind.outcomes import Results
+from app.blind.results import results
 from app.blind.store import Item, Standing
 
 

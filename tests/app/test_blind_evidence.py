@@ -17,7 +17,8 @@ from small_study import SCRIPT, VOCABULARY, WINDOW, write_small_study
 
 from app.blind import evidence
 from app.blind.design import Design, DesignError
-from app.blind.evidence import BINS, TOP_LEVEL, Evidence, build, build_all, candidates, level, prepare, shuffle_tokens
+from app.blind.evidence import BINS, TOP_LEVEL, Evidence, build, candidates, level, prepare, shuffle_tokens
+from app.study.files import Reader
 from app.study.study import Studies, Study
 
 RANDOM = ("rerandomized_incl_embeddings", "control")
@@ -26,6 +27,11 @@ RANDOM = ("rerandomized_incl_embeddings", "control")
 def own_design(**changes: Any) -> Design:
     values: dict[str, Any] = {"title": "T", "study": "small", "layers": (0, 3), "variants": RANDOM, "form": "single"}
     return Design(**values | {"trials": 20, "contexts": 8} | changes)
+
+
+def built(reader: Reader, sae: int, latent: int, own: Design, rng: Random) -> Evidence:
+    """The evidence of one latent."""
+    return build(reader, sae, [latent], own, rng)[latent]
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +143,7 @@ def test_every_latent_has_as_much_to_show(study: Study, tier: int) -> None:
     found, shapes = candidates(study, own), set()
     for sae in {candidate.sae for candidate in found}:
         latents = [candidate.latent for candidate in found if candidate.sae == sae]
-        for shown in build_all(study.reader, sae, latents, own, Random(0)).values():
+        for shown in build(study.reader, sae, latents, own, Random(0)).values():
             assert [len(texts) for texts in shown.contexts] == [WINDOW] * 8
             assert len(set(shown.contexts)) == 8
             levels = {level for texts in shown.contexts for _, level in texts}
@@ -153,7 +159,7 @@ def test_every_latent_has_as_much_to_show(study: Study, tier: int) -> None:
 def test_below_tier_4_no_number_is_raw(study: Study, tier: int, most: int) -> None:
     own = own_design(tier=tier)
     for sae in (0, 13, 20):
-        data = json.loads(build(study.reader, sae, 5, own, Random(0)).model_dump_json())
+        data = json.loads(built(study.reader, sae, 5, own, Random(0)).model_dump_json())
         assert all(type(number) is int and 0 <= number <= most for number in numbers(data))
         assert numbers(data["contexts"])
         assert all(data[key] is None for key in ("density", "max_activation", "explanation", "scores"))
@@ -163,9 +169,9 @@ def test_the_activation_scale_cannot_be_seen(folder: Path, tmp_path: Path) -> No
     scale = "UPDATE contexts SET activations = list_transform(activations, lambda a: a * 1024)"
     own = own_design(tier=3)
     with opened(changed(folder, tmp_path, scale, "UPDATE histograms SET upper = upper * 1024")) as scaled:
-        after = build(scaled.reader, 13, 5, own, Random(0))
+        after = built(scaled.reader, 13, 5, own, Random(0))
     with opened(folder) as study:
-        assert build(study.reader, 13, 5, own, Random(0)) == after
+        assert built(study.reader, 13, 5, own, Random(0)) == after
 
 
 @given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3), st.integers(-20, 20))
@@ -193,20 +199,20 @@ def test_contexts_are_the_strongest_different_ones_on_a_scale_of_their_own(folde
         active = dict(zip(*different[tokens], strict=True))
         levels = [math.ceil(9 * active[at] / largest) if at in active else 0 for at in range(WINDOW)]
         wanted.add(tuple(zip((VOCABULARY[token] for token in tokens), levels, strict=True)))
-    shown = build(study.reader, 3, 7, own_design(), Random(0))
+    shown = built(study.reader, 3, 7, own_design(), Random(0))
     assert set(shown.contexts) == wanted
 
 
 def test_the_order_of_contexts_is_the_generators(study: Study) -> None:
     own = own_design()
-    orders = {build(study.reader, 3, 7, own, Random(seed)).contexts for seed in range(10)}
+    orders = {built(study.reader, 3, 7, own, Random(seed)).contexts for seed in range(10)}
     assert len(orders) == 10
     assert len({frozenset(order) for order in orders}) == 1
 
 
 def test_hostile_text_passes_as_data(study: Study) -> None:
     own = own_design(tier=3)
-    shown = [build(study.reader, 0, number, own, Random(0)) for number in (0, 1, 2, 4)]
+    shown = [built(study.reader, 0, number, own, Random(0)) for number in (0, 1, 2, 4)]
     texts = {text for one in shown for context in one.contexts for text, _ in context}
     assert {SCRIPT, "\u202egnirts", "\t", ""} <= texts <= set(VOCABULARY)
     assert [Evidence.model_validate_json(one.model_dump_json()) for one in shown] == shown
@@ -214,7 +220,7 @@ def test_hostile_text_passes_as_data(study: Study) -> None:
 
 def test_tier_4_shows_rounded_numbers_and_no_failure_as_a_text(study: Study) -> None:
     own = own_design(tier=4, contexts=3)
-    shown = build(study.reader, 0, 5, own, Random(0))
+    shown = built(study.reader, 0, 5, own, Random(0))
     row = study.reader.row("SELECT density, max_activation, detection_auroc FROM latents WHERE sae = 0 AND latent = 5")
     assert row is not None
     assert shown.density == float(f"{row['density']:.3g}") != row["density"]
@@ -223,7 +229,7 @@ def test_tier_4_shows_rounded_numbers_and_no_failure_as_a_text(study: Study) -> 
     assert dict(shown.scores)["detection"] == float(f"{row['detection_auroc']:.3g}")
     assert shown.explanation is not None
     assert shown.explanation.startswith("the tokens")
-    failed = build(study.reader, 0, 13, own, Random(0))
+    failed = built(study.reader, 0, 13, own, Random(0))
     assert (failed.explanation, failed.scores) == (None, ())
 
 
@@ -231,11 +237,11 @@ def test_tier_4_shows_no_score_of_another_latents_explanation(folder: Path, tmp_
     floor = "INSERT INTO scores SELECT * REPLACE (true AS shuffled, 0.5 AS auroc) FROM scores"
     own = own_design(tier=4, contexts=3)
     with opened(folder) as before, opened(changed(folder, tmp_path, floor)) as after:
-        assert build(after.reader, 0, 5, own, Random(0)) == build(before.reader, 0, 5, own, Random(0))
+        assert built(after.reader, 0, 5, own, Random(0)) == built(before.reader, 0, 5, own, Random(0))
 
 
 def test_logit_tokens_are_texts_in_their_order(study: Study) -> None:
-    shown = build(study.reader, 0, 5, own_design(tier=3), Random(0))
+    shown = built(study.reader, 0, 5, own_design(tier=3), Random(0))
     row = study.reader.row("SELECT tokens FROM logit_effects WHERE sae = 0 AND latent = 5 AND sign = 1")
     assert row is not None
     assert shown.promoted == tuple(VOCABULARY[token] for token in row["tokens"])
@@ -274,13 +280,13 @@ def test_what_is_missing_is_an_error_not_a_gap(
     folder: Path, tmp_path: Path, statement: str, tier: int, words: str
 ) -> None:
     with opened(changed(folder, tmp_path, statement)) as study:
-        assert build(study.reader, 0, 4, own_design(tier=tier), Random(0))
+        assert built(study.reader, 0, 4, own_design(tier=tier), Random(0))
         with pytest.raises(DesignError, match=f"Latent 5 of SAE 0 lacks .*{words}"):
-            build(study.reader, 0, 5, own_design(tier=tier), Random(0))
+            built(study.reader, 0, 5, own_design(tier=tier), Random(0))
 
 
 def test_gold_keeps_what_there_is_and_loses_its_order(study: Study) -> None:
-    shown = build(study.reader, 0, 5, own_design(tier=4, contexts=3), Random(0))
+    shown = built(study.reader, 0, 5, own_design(tier=4, contexts=3), Random(0))
     gold = shuffle_tokens(shown, Random(1))
     assert Counter(cell for texts in gold.contexts for cell in texts) == Counter(c for t in shown.contexts for c in t)
     assert [len(texts) for texts in gold.contexts] == [len(texts) for texts in shown.contexts]
@@ -299,7 +305,7 @@ def test_a_prepared_experiment_is_the_same_again_and_has_gold_for_random_latents
     assert {pair.pair.role for pair in prepared} == {"main", "practice"}
     assert all(pair.gold is None for pair in prepare(study, own.model_copy(update={"gold": 0.0})))
     one = prepared[0].pair.random
-    again = build(study.reader, one.sae, one.latent, own, Random(9))
+    again = built(study.reader, one.sae, one.latent, own, Random(9))
     assert set(prepared[0].random.contexts) == set(again.contexts)
 
 
