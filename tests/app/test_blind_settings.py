@@ -87,7 +87,7 @@ def test_programs_set_up_at_a_setting_too(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_experiment_whose_design_has_a_setting_of_old_still_leads_there(folder: Path, tmp_path: Path) -> None:
-    organiser = serving(folder, labels=tmp_path / "labels.duckdb")
+    organiser = serving(folder, labels=tmp_path / "labels.sqlite")
     with organiser:
         store = organiser.app.state.labels.store  # type: ignore[attr-defined]
         with organiser.app.state.studies.open("small", model=SECOND) as study:  # type: ignore[attr-defined]
