@@ -1,5 +1,7 @@
 """For all tests: what kind of machine they run on, and that no outcome depends on how busy it is."""
 
+import signal
+
 import pytest
 from hypothesis import settings
 
@@ -8,6 +10,8 @@ from pipeline.hardware import describe, detect
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` leaves it ignored, and tests press Ctrl-C
 
 
 def pytest_report_header() -> str:
