@@ -53,9 +53,10 @@ class ModelRun:
 
     @cached_property
     def variants(self) -> list["VariantRun"]:
-        """Its variants, each as often as it is drawn, in the order of the study."""
+        """Its variants, each as often as it is drawn: the trained one, which others are compared with, before these."""
         study = self.study
-        return [VariantRun(self, name, draw) for name in study.variants for draw in range(draws(study, name))]
+        names = sorted(study.variants, key=lambda name: not find_variant(name).is_trained)
+        return [VariantRun(self, name, draw) for name in names for draw in range(draws(study, name))]
 
 
 class VariantRun:

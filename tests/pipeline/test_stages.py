@@ -65,10 +65,11 @@ def test_tasks_come_once_each_after_what_it_needs_and_share_no_folder(tmp_path: 
     assert len({task.path for task in tasks}) == len(tasks)
 
 
+@pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize(("match", "matched"), [("all", 2 + 2 * 2), ("trained", 4)])
-def test_pairs_are_counterparts_and_seeds(match: str, matched: int, tmp_path: Path) -> None:
-    """Five variants: the trained one, and two others that are drawn twice and matched within a draw."""
-    tasks = all_tasks(tmp_path, collect={"match": match})
+def test_pairs_are_counterparts_and_seeds(match: str, matched: int, order: int, tmp_path: Path) -> None:
+    """Five variants, listed in either order: the trained one, and two others drawn twice and matched within a draw."""
+    tasks = all_tasks(tmp_path, collect={"match": match}, variants=ASKED["variants"][::order])
     places = 2 * 2 * (3 + 1)  # layers, hooks, SAEs with their seeds
     of = {name: [task.run for task in tasks if task.stage.name == name] for name in STAGES}
     assert len(of["matches"]) == matched * places
