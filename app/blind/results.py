@@ -239,7 +239,8 @@ def verdict(share: Share, p_value: float) -> str:
         return "You labelled none of the trials that count, so there is nothing to say."
     if low <= 0.5 <= high:
         return (
-            "You could not be told from a coin: the 95% interval holds one half, which does not show that you guessed."
+            "Your answers are consistent with guessing: the 95% interval holds one half, which does not show that you"
+            " guessed."
         )
     if p_value > SIGNIFICANT:
         return "You are on the edge: the 95% interval does not hold one half, but the exact test does not reject it."

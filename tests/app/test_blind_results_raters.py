@@ -161,7 +161,7 @@ def test_what_a_rater_is_told_at_the_end() -> None:
         "trained": True,
     }
     assert [(latent.variant, latent.trained) for latent in second.latents] == [("two", False)]
-    assert found.verdict.startswith("You could not be told from a coin: the 95% interval holds one half")
+    assert found.verdict.startswith("Your answers are consistent with guessing: the 95% interval holds one half")
     json.dumps(asdict(found), allow_nan=False)
 
 
@@ -177,7 +177,7 @@ def test_a_missed_pair_names_the_left_latent_first() -> None:
     ("right", "n", "said"),
     [
         (0, 0, "nothing to say"),
-        (5, 10, "could not be told from a coin"),
+        (5, 10, "consistent with guessing"),
         (38, 60, "on the edge"),  # Wilson's low end is .507, the exact p .052
         (45, 60, "better than a coin"),
         (15, 60, "worse than a coin"),
