@@ -33,9 +33,12 @@ def writing(path: Path, *kinds: type[Exception]) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to: it takes the place of `path` when the block ends, and is gone when it fails."""
-    partial = path.with_name(path.name + ".partial")
+def replacing(path: Path, mark: str = "") -> Iterator[Path]:
+    """A file beside `path` to write to: it takes the place of `path` when the block ends, and is gone when it fails.
+
+    `mark` is put into its name, where several programs may write the same file at once.
+    """
+    partial = path.with_name(f"{path.name}{mark}.partial")
     try:
         yield partial
         partial.replace(path)

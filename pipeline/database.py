@@ -209,6 +209,7 @@ class Finished:
     tasks: list[Task] = field(default_factory=list)
     """Of these models, in the order of the study."""
     done: set[Task] = field(default_factory=set)
+    _texts: dict[ModelRun, dict[str, pa.Table]] = field(default_factory=dict)
     published: int = 0
     """SAEs that the database has."""
     _not_before: float = 0.0
@@ -232,6 +233,18 @@ class Finished:
     def runs(self, stage: str) -> list[Any]:
         """What a stage is done for, in the order of the study."""
         return [task.run for task in self.tasks if task.stage.name == stage and task in self.done]
+
+    def texts(self, model: ModelRun) -> dict[str, pa.Table]:
+        """The tables of a model's text, as its tokeniser cuts it: read once, as they stay what they are."""
+        if model not in self._texts:
+            words = pa.table({"token": range(len(model.vocabulary)), "text": model.vocabulary})
+            tables = {**Corpus.load(self.path("corpus", model)).tables(), "vocabulary": words}
+            name = model.info.model
+            self._texts[model] = {
+                key: table.append_column("model", pa.array([name] * table.num_rows, pa.string()))
+                for key, table in tables.items()
+            }
+        return self._texts[model]
 
     @property
     def planned(self) -> int:
@@ -292,7 +305,10 @@ def _tables(finished: Finished, saes: Numbers, beside: Path, complete: bool) -> 
             )
             for variant in finished.runs("variant")
         ],
-        **_texts(finished),
+        **{
+            name: [finished.texts(model)[name] for model in finished.models]
+            for name in ("articles", "sequences", "vocabulary")
+        },
         "metrics": metrics_table(metrics_of_study(finished.study)),
         "saes": pa.Table.from_pylist([_sae(finished, sae, saes, beside) for sae in saes], schema=_SAES),
         **{name: _parts(finished, saes, "latents", name) for name in PARTS},
@@ -314,18 +330,6 @@ def _tables(finished: Finished, saes: Numbers, beside: Path, complete: bool) -> 
 def metrics_of_study(study: Study) -> list[Metric]:
     """What is measured of SAEs and latents, the study's scores in front of their best match."""
     return [*METRICS[:-1], *score_metrics(study.autointerp), METRICS[-1]]
-
-
-def _texts(finished: Finished) -> dict[str, Source]:
-    """The text of each model, as its tokeniser cuts it."""
-    tables: dict[str, list[pa.Table]] = {}
-    for model in finished.models:
-        corpus = Corpus.load(finished.path("corpus", model))
-        words = pa.table({"token": range(len(model.vocabulary)), "text": model.vocabulary})
-        for name, table in {**corpus.tables(), "vocabulary": words}.items():
-            column = pa.array([model.info.model] * table.num_rows, pa.string())
-            tables.setdefault(name, []).append(table.append_column("model", column))
-    return dict(tables)
 
 
 def _parts(finished: Finished, saes: Numbers, stage: str, name: str) -> list[Part]:

@@ -94,11 +94,9 @@ class Llama:
             return self._pieces[0]
         file = self._cache / f"{self._sha256[:12]}-{wheels.whole_name(self._pieces)}"
         if not file.exists():
-            own = file.with_name(f"{file.name}.{os.getpid()}")  # several programs may want it at once
-            with writing(file), replacing(own) as partial:
+            with writing(file), replacing(file, f".{os.getpid()}") as partial:
                 self._cache.mkdir(parents=True, exist_ok=True)
                 wheels.write_whole(self._pieces, partial)
-            own.replace(file)
         return file
 
     def close(self) -> None:
